@@ -1,0 +1,80 @@
+"""The exceptions of this package.
+
+All derive from `BitMEXStreamsError`. Each message names what failed, where, and what to do; none holds a secret.
+"""
+
+from __future__ import annotations
+
+__all__ = [
+    "BitMEXStreamsError",
+    "ConnectionClosed",
+    "ConnectionFailed",
+    "DecodeError",
+    "ProcessDied",
+    "RecordingError",
+    "SubscriptionError",
+]
+
+
+class BitMEXStreamsError(Exception):
+    """The base of every error that this package raises on its own account."""
+
+
+class ConnectionFailed(BitMEXStreamsError):
+    """A connection could not be made.
+
+    ``status`` is the HTTP status (int) of a server that refused the handshake, else None; the cause (an OSError, an
+    ssl.SSLError, ...) is chained as ``__cause__``.
+    """
+
+    def __init__(self, message: str, *, status: int | None = None) -> None:
+        super().__init__(message)
+        self.status = status
+
+
+class ConnectionClosed(BitMEXStreamsError):
+    """An established connection ended otherwise than by a normal close (1000).
+
+    ``code`` is the websocket close code (int; 1006 where the connection broke without one), ``reason`` its text.
+    """
+
+    def __init__(self, message: str, *, code: int = 1006, reason: str = "") -> None:
+        super().__init__(message)
+        self.code = code
+        self.reason = reason
+
+
+class SubscriptionError(BitMEXStreamsError):
+    """The exchange refused a subscription, or did not answer it in time.
+
+    ``topic`` (str) is the topic in question; ``status`` (int) the exchange's status code, None where there was no answer.
+    """
+
+    def __init__(self, message: str, *, topic: str = "", status: int | None = None) -> None:
+        super().__init__(message)
+        self.topic = topic
+        self.status = status
+
+
+class DecodeError(BitMEXStreamsError):
+    """A message is not what the protocol allows: no JSON, or JSON of a shape that no table message has."""
+
+
+class RecordingError(BitMEXStreamsError):
+    """A recording cannot be read: the file is missing, cut short, or a line of it is not a recorded message.
+
+    ``path`` (str) is the file, ``line`` (int, from 1) the line, 0 where the file as a whole is meant.
+    """
+
+    def __init__(self, message: str, *, path: str = "", line: int = 0) -> None:
+        super().__init__(message)
+        self.path = path
+        self.line = line
+
+
+class ProcessDied(BitMEXStreamsError):
+    """The process of a ``ProcessSection`` ended before its work did. ``exitcode`` is negative for a signal."""
+
+    def __init__(self, message: str, *, exitcode: int | None = None) -> None:
+        super().__init__(message)
+        self.exitcode = exitcode

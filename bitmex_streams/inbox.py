@@ -33,6 +33,8 @@ class Inbox:
         self.bytes = 0
         self.closed = False
         self.wanted = True
+        self.told = False
+        """Whether a producer was told that nothing more is wanted."""
         self._error: BaseException | None = None
         self._items: deque[Any] = deque()
         self._room = trio.lowlevel.ParkingLot()
@@ -59,16 +61,15 @@ class Inbox:
         self.put_nowait(item, size)
 
     async def wait_for_room(self) -> None:
-        """Wait until there is room (no checkpoint where there is). Raises `OutputClosed` like `put`."""
+        """Wait until there is room, or nothing more is wanted (no checkpoint where that is so already)."""
         while self.wanted and self.full:
             await self._room.park()
-        if not self.wanted:
-            raise OutputClosed("the next section has ended")
 
     def put_nowait(self, item: Any, size: int = 0) -> None:
         """Put one item in at once, whether or not there is room. For producers that wait by other means."""
         if not self.wanted:
-            raise OutputClosed("the next section has ended")
+            self.told = True
+            raise OutputClosed("nobody wants what this section puts out: its taps are closed, or the next section has ended")
         self._items.append(item)
         self.bytes += size
         if self._news:

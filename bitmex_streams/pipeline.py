@@ -1,0 +1,655 @@
+"""The Pipeline: slurry's, with ordered, bounded taps on any stage.
+
+How it runs. The sections are cut into *runs*: a head (the source, or a section that is not ours) and the operators behind it. Each run is
+one task. It takes a batch from its head and pushes it, item by item and depth first, through its operators: a chain of plain
+function calls that is put together anew whenever a tap opens or closes, so that a stage without taps costs nothing. A foreign section
+has a task of its own, between the buffer that the run before it fills and the `Inbox` that its own run empties.
+
+How it ends. A run that comes to the end of its head finishes its operators, and then ends its taps and the input of the next section: the
+end travels downstream behind the last item, and so does an error: what stands before the failure is cancelled, what stands behind it
+finishes its work; when every `block` tap was read to the end, the body of the context is cancelled and the error raised from there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
+from typing import Any, Literal, TypeAlias
+
+import trio
+from slurry.sections.abc import Section
+
+from .foreign import GROUPS, holds_cancelled, one_error, pump_iterable, pump_section, real_error
+from .inbox import Inbox
+from .operator import Operator, Source, StreamClock
+from .tap import Block, DropNewest, DropOldest, Latest, OverflowPolicy, Tap
+
+__all__ = ["Overflow", "Pipeline"]
+
+Overflow: TypeAlias = Literal["block", "drop_oldest", "drop_newest", "latest"]
+
+BATCH = 64
+"""How many items a run handles, at most, before it lets other tasks run; also the default buffer of a tap."""
+SECTION_BUFFER = 16
+"""How many items wait before and behind a section that is not ours."""
+GRACE = 1.0
+"""Seconds that a consumer has to come back from handling the last item before an error, until it is cancelled."""
+
+
+class Pipeline:
+    """A chain of sections. Use `create`, which returns an async context manager.
+
+    ``sections``: the sections as given. ``nursery``: the trio.Nursery in which it runs; what is started there ends with the pipeline.
+    """
+
+    def __init__(
+        self,
+        *sections: Any,
+        nursery: trio.Nursery,
+        enabled: trio.Event,
+        family: _Family | None = None,
+        parent: Pipeline | None = None,
+    ) -> None:
+        self.sections = sections
+        self.nursery = nursery
+        self._stages = [_Stage(section) for section in _checked(sections)]
+        self._runs = _cut_into_runs(self, self._stages)
+        self._enabled = enabled
+        self._parent = parent
+        self._family = family or _Family()
+        self._family.members.append(self)
+        self._started = False
+        self._open_taps = 0
+        self._ended = trio.Event()
+        self._stop = trio.CancelScope()
+
+    @classmethod
+    def create(cls, *sections: Any) -> contextlib.AbstractAsyncContextManager[Pipeline]:
+        """A pipeline of ``sections``, as an async context manager.
+
+        Each is a `slurry.sections.abc.Section` (ours, slurry's, yours), or a tuple of them, nested at will; the first may be any async
+        iterable instead. It starts with its first tap, or with `start`; leaving the context cancels what still runs and waits for it.
+
+        Raises ValueError for what is no section, for an async iterable that is not first, and for the same object twice.
+        Leaving the context raises the error that ended the pipeline: one as itself, several as an ExceptionGroup, after every item before it has
+        been through every stage and was taken from every `block` tap. What its body raises passes untouched.
+        """
+        _checked(sections)
+        return cls._open(sections)
+
+    @classmethod
+    @contextlib.asynccontextmanager
+    async def _open(cls, sections: Sequence[Any]) -> AsyncIterator[Pipeline]:
+        raised: BaseException | None = None
+        family = _Family()
+        try:
+            async with trio.open_nursery() as nursery:
+                family.body = nursery.cancel_scope
+                pipeline = cls(*sections, nursery=nursery, enabled=trio.Event(), family=family)
+                nursery.start_soon(pipeline._main)
+                try:
+                    yield pipeline
+                except BaseException as error:
+                    raised = error
+                family.leaving = True
+                nursery.cancel_scope.cancel()
+        except BaseException as error:  # of a task that the user started in our nursery
+            if isinstance(error, GeneratorExit):
+                raise
+            family.record(error)
+        finally:
+            for member in family.members:
+                member._end_all_taps()
+        cancelled = False
+        errors = family.errors
+        if raised is not None:
+            left = real_error(raised) if holds_cancelled(raised) else raised
+            cancelled = left is not raised
+            if left is not None:
+                errors = [left, *(error for error in errors if error is not left)]
+        if errors:
+            _raise(one_error(errors))
+        if cancelled:
+            # The cancellation that ended the body was ours, or of a scope around us: that one strikes again here.
+            await trio.lowlevel.checkpoint_if_cancelled()
+
+    # --- the public face ------------------------------------------------------------------------------------------
+
+    def tap(
+        self,
+        section: Any = None,
+        *,
+        max_buffer_size: float | None = None,
+        timeout: float = math.inf,
+        retrys: int = 0,
+        start: bool = True,
+        overflow: Overflow = "block",
+        key: Callable[[Any], Hashable] | None = None,
+    ) -> Tap:
+        """Open a tap: a channel that receives every item which comes out of a stage, from now on, in order.
+
+        ``section``: the section whose output is tapped; None: the last one. ``start``: start the pipeline, if it was not yet.
+
+        ``overflow`` says what happens when the consumer is slower than the stream:
+
+        * ``"block"``: the pipeline waits: nothing is lost, and everybody waits with it, so never leave such a tap open unread.
+          ``max_buffer_size`` items may wait (default 64; 0 hands over item by item; math.inf: unbounded). With a ``timeout`` (seconds;
+          the default buffer is then 0), a consumer that takes nothing for that long, ``retrys`` + 1 times, ends the pipeline with
+          trio.BusyResourceError.
+        * ``"drop_oldest"``, ``"drop_newest"``: of more than ``max_buffer_size`` (default 64) waiting items, the oldest or the newest go.
+        * ``"latest"``: only the newest item for each ``key(item)`` is kept (default: by table and symbol).
+
+        The last three delay nobody; ``tap.dropped`` counts, marks are never dropped, and a `BookUpdate` behind a gap has ``changes`` None.
+
+        Items are handed out by reference. When the pipeline has ended, a new tap ends at once.
+        Raises ValueError when the section is no stage of this pipeline, or options contradict each other.
+        """
+        stage = self._stages[-1] if section is None else self._stage_of(section)
+        buffer = self._buffer(stage, overflow, max_buffer_size, timeout, retrys, key)
+        tap = Tap(buffer)
+        if stage.ended or self._family.leaving:
+            buffer.end()
+        else:
+            stage.buffers.append(buffer)
+            self._open_taps += 1
+            buffer.on_close = lambda: self._close_tap(stage, buffer)
+            stage.run.compile()
+            if start:
+                self._enabled.set()
+        return tap
+
+    def start(self) -> None:
+        """Start now, and go on whether or not anybody listens, until the source ends."""
+        self._started = True
+        self._enabled.set()
+
+    async def wait(self) -> None:
+        """Wait until the pipeline has ended: its source, or its work, for want of a tap. An error is raised by the context, not here."""
+        await self._ended.wait()
+
+    def extend(self, *sections: Any, start: bool = False) -> Pipeline:
+        """A new pipeline of ``sections`` behind this one, which it taps (`block`). It runs in this one's context and ends with it.
+
+        Can be called while the pipeline runs; the new one begins with the next item.
+        """
+        tap = self.tap(start=start)
+        try:
+            pipeline = Pipeline(
+                tap, *sections, nursery=self.nursery, enabled=self._enabled, family=self._family, parent=self
+            )
+        except BaseException:
+            tap.close()
+            raise
+        tap._buffer.internal = True
+        self.nursery.start_soon(pipeline._main)
+        return pipeline
+
+    # --- taps -------------------------------------------------------------------------------------------------------
+
+    def _buffer(
+        self, stage: _Stage, overflow: str, size: float | None, timeout: float, retrys: int,
+        key: Callable[[Any], Hashable] | None,
+    ) -> OverflowPolicy:
+        if overflow not in ("block", "drop_oldest", "drop_newest", "latest"):
+            raise ValueError(f'overflow is "block", "drop_oldest", "drop_newest" or "latest", not {overflow!r}')
+        if size is not None and (size < 0 or size != size):
+            raise ValueError(f"max_buffer_size is a number of items, 0 or more, not {size!r}")
+        if key is not None and overflow != "latest":
+            raise ValueError(f'key goes with overflow="latest", not with {overflow!r}')
+        if overflow == "block":
+            if timeout <= 0 or retrys < 0:
+                raise ValueError(f"timeout is in seconds, more than 0, and retrys 0 or more; not {timeout!r} and {retrys!r}")
+            if size is None:
+                size = BATCH if timeout == math.inf else 0
+            return Block(size, timeout, retrys, stage.run.pressed)
+        if timeout != math.inf or retrys:
+            raise ValueError(f'timeout and retrys go with overflow="block", not with {overflow!r}: it never waits')
+        if overflow == "latest":
+            if size is not None:
+                raise ValueError('overflow="latest" keeps one item for each key: it takes no max_buffer_size')
+            return Latest(key)
+        size = BATCH if size is None else size
+        if size < 1:
+            raise ValueError(f"overflow={overflow!r} needs room for one item at least: max_buffer_size is {size!r}")
+        return DropOldest(size) if overflow == "drop_oldest" else DropNewest(size)
+
+    def _stage_of(self, section: Any) -> _Stage:
+        for stage in self._stages:
+            if stage.section is section:
+                return stage
+        stages = ", ".join(f"{number}: {stage}" for number, stage in enumerate(self._stages))
+        raise ValueError(f"{_name(section)} is not a stage of this pipeline, whose stages are {stages}")
+
+    def _close_tap(self, stage: _Stage, buffer: OverflowPolicy) -> None:
+        if buffer in stage.buffers:
+            stage.buffers.remove(buffer)
+            self._open_taps -= 1
+            stage.run.compile()
+
+    def _end_all_taps(self) -> None:
+        for stage in self._stages:
+            stage.end_taps()
+
+    # --- running ----------------------------------------------------------------------------------------------------
+
+    @property
+    def _wanted(self) -> bool:
+        return self._open_taps > 0 or self._started
+
+    async def _main(self) -> None:
+        await self._enabled.wait()
+        family = self._family
+        family.active += 1
+        try:
+            with self._stop, self._wired():
+                async with trio.open_nursery() as nursery:
+                    for run in self._runs:
+                        run.start(nursery)
+        except BaseException as error:
+            if isinstance(error, GeneratorExit):
+                raise
+            family.record(error)
+        # Everything has passed every stage, as far as it will. (If we were cancelled from outside, this is as good as nothing.)
+        if family.errors and not family.leaving:
+            for stage in self._stages:
+                for buffer in list(stage.buffers):
+                    if buffer.internal:
+                        buffer.end()
+                    elif isinstance(buffer, Block):
+                        await buffer.taken(GRACE)
+        else:
+            self._end_all_taps()
+            self._ended.set()
+        family.active -= 1
+        family.settle()
+
+    def _fail(self, error: BaseException, run: _Run, *, head_too: bool) -> None:
+        """Record what ended ``run`` (or its head), and stop all that stands before it."""
+        self._family.record(error)
+        for earlier in self._runs[: self._runs.index(run)]:
+            earlier.stop()
+        if head_too:
+            run.head_scope.cancel()
+        parent = self._parent
+        while parent is not None:
+            parent._stop.cancel()
+            parent = parent._parent
+
+    @contextlib.contextmanager
+    def _wired(self) -> Iterator[None]:
+        """While it runs, connect operators with a source that can lose state and give it anew (a `Connection`)."""
+        resync = watch = None
+        with contextlib.ExitStack() as stack:
+            for stage in self._stages:
+                section = stage.section
+                if isinstance(section, Source):
+                    resync, watch = getattr(section, "resync", None), getattr(section, "watch", None)
+                elif isinstance(section, Operator):
+                    if watch is not None:
+                        stack.callback(watch(section.lose_state))
+                    if resync is not None and section.resync is None:
+                        section.resync = resync
+                        stack.callback(setattr, section, "resync", None)
+            yield
+
+    def __repr__(self) -> str:
+        return f"<Pipeline {' | '.join(map(str, self._stages))}>"
+
+
+class _Family:
+    """A pipeline and its extensions: they share a nursery, fail together, and are settled together."""
+
+    def __init__(self) -> None:
+        self.members: list[Pipeline] = []
+        self.errors: list[BaseException] = []
+        self.body: trio.CancelScope | None = None
+        self.active = 0
+        self.leaving = False
+
+    def record(self, error: BaseException) -> bool:
+        """Keep what is an error in ``error``; whether there was one."""
+        left = real_error(error)
+        if left is None:
+            return False
+        if not any(left is known for known in self.errors):
+            self.errors.append(left)
+        if not isinstance(left, Exception):  # KeyboardInterrupt, SystemExit: at once
+            self.cancel_body()
+        return True
+
+    def settle(self) -> None:
+        """Raise what there is to raise, once every pipeline that ran has delivered what it had."""
+        if self.errors and self.active == 0:
+            self.cancel_body()
+
+    def cancel_body(self) -> None:
+        if self.body is not None:
+            self.body.cancel()
+
+
+class _Stage:
+    """One section of a pipeline, and the taps on its output."""
+
+    run: _Run
+
+    def __init__(self, section: Any) -> None:
+        self.section = section
+        self.buffers: list[OverflowPolicy] = []
+        self.ended = False
+
+    def end_taps(self) -> None:
+        self.ended = True
+        for buffer in self.buffers:
+            buffer.end()
+
+    def __str__(self) -> str:
+        return _name(self.section)
+
+
+class _Unwanted(Exception):
+    """Nobody wants what comes next."""
+
+
+class _Run:
+    """A head and the operators behind it: one task."""
+
+    def __init__(self, pipeline: Pipeline, stages: list[_Stage], previous: _Run | None) -> None:
+        self.pipeline = pipeline
+        self.stages = stages
+        self.previous = previous
+        self.next_input: Block | None = None
+        self.input: Tap | None = None
+        self.pressed: set[Block] = set()  # the taps and the input that are over their capacity
+        self.head_scope = trio.CancelScope()
+        self.inbox = Inbox(SECTION_BUFFER)
+        self._scope = trio.CancelScope()
+        self._clock: StreamClock
+        self._failed: Operator | None = None
+        self._push: Callable[[Any], None]
+        self._after: list[Callable[[Any], None]]  # for each operator, where its output goes
+        for stage in stages:
+            stage.run = self
+        self.compile()
+        if previous is not None:
+            previous.next_input = Block(SECTION_BUFFER, math.inf, 0, previous.pressed)
+            previous.next_input.on_close = previous.compile
+            previous.compile()
+            self.input = Tap(previous.next_input)
+
+    def compile(self) -> None:
+        """Put the chain of calls together, from the end to the head."""
+        targets = [buffer.put for buffer in self.stages[-1].buffers]
+        if self.next_input is not None and not self.next_input.closed:
+            targets.append(self.next_input.put)
+        push = _fan_out(targets)
+        after = []
+        for stage, before in zip(self.stages[:0:-1], self.stages[-2::-1], strict=True):
+            after.append(push)
+            push = _fan_out([*(buffer.put for buffer in before.buffers), self._step(stage.section, push)])
+        self._after = after[::-1]
+        self._push = push
+
+    def _step(self, operator: Operator, emit: Callable[[Any], None]) -> Callable[[Any], None]:
+        process = operator.process
+
+        def step(item: Any) -> None:
+            try:
+                for out in process(item):
+                    emit(out)
+            except BaseException as error:
+                self._blame(operator, error)
+                raise
+
+        return step
+
+    def _blame(self, operator: Operator, error: BaseException) -> None:
+        """Remember where an error came from: it passes the operators before as well."""
+        if self._failed is None:
+            self._failed = operator
+            error.add_note(f"raised in {_name(operator)}, a section of the pipeline")
+
+    @property
+    def _wanted(self) -> bool:
+        """Whether anybody wants what this run puts out: a tap here or further up, or a next section that still takes."""
+        if not self.pipeline._wanted:
+            return False
+        if self.next_input is None or not self.next_input.closed:
+            return True
+        run: _Run | None = self
+        while run is not None:
+            if any(stage.buffers for stage in run.stages):
+                return True
+            run = run.previous
+        return False
+
+    # --- the tasks --------------------------------------------------------------------------------------------------
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Start the run, and the head's own task where it needs one."""
+        if not isinstance(self.stages[0].section, Source):
+            nursery.start_soon(self._run_head, self.stages[0].section)
+        nursery.start_soon(self._run)
+
+    def stop(self) -> None:
+        """End without finishing: something behind has failed."""
+        self.head_scope.cancel()
+        self._scope.cancel()
+
+    async def _run_head(self, head: Any) -> None:
+        """The task of a section that is not ours, or of an async iterable."""
+        try:
+            with self.head_scope:
+                if isinstance(head, Section):
+                    await pump_section(head, self.input, self.inbox)
+                else:
+                    await pump_iterable(head, self.inbox)
+        except BaseException as error:
+            if isinstance(error, GeneratorExit):
+                raise
+            left = real_error(error, output_closed=self.inbox.told)
+            if left is not None:
+                self.pipeline._fail(left, self, head_too=False)
+        finally:
+            if self.input is not None:
+                self.input.close()
+            self.inbox.close()
+
+    async def _run(self) -> None:
+        pipeline = self.pipeline
+        came_to_an_end = False
+        try:
+            with self._scope:
+                try:
+                    await self._drive()
+                    self.inbox.shut()
+                    await self._finish(self.operators)
+                except _Unwanted:
+                    if not pipeline._wanted:
+                        pipeline._stop.cancel()
+                except BaseException as error:
+                    left = real_error(error)
+                    if left is None or isinstance(error, GeneratorExit):
+                        raise
+                    pipeline._fail(left, self, head_too=True)
+                    self.inbox.shut()
+                    behind = self.operators.index(self._failed) + 1 if self._failed is not None else 0
+                    await self._finish(self.operators[behind:])
+                came_to_an_end = True
+        except BaseException as error:
+            if isinstance(error, GeneratorExit):
+                raise
+            left = real_error(error)
+            if left is not None:
+                pipeline._fail(left, self, head_too=True)
+                came_to_an_end = True
+        finally:
+            self.inbox.shut()
+            if isinstance(self.stages[0].section, Source) and self.input is not None:
+                self.input.close()
+        if came_to_an_end:
+            if self.next_input is not None:
+                self.next_input.end()
+            if not pipeline._family.errors:  # else nobody may take the failure for a good end
+                for stage in self.stages:
+                    stage.end_taps()
+
+    @property
+    def operators(self) -> list[Operator]:
+        """The operators of this run, in order."""
+        return [stage.section for stage in self.stages[1:]]
+
+    @contextlib.asynccontextmanager
+    async def _open_head(self) -> AsyncIterator[Callable[[], Awaitable[Sequence[Any]]]]:
+        head = self.stages[0].section
+        if isinstance(head, Source):
+            async with head.batches(self.input) as batches:
+                yield batches.receive
+        else:
+            yield self.inbox.take
+
+    async def _drive(self) -> None:
+        """Take from the head until its end."""
+        first = self.pipeline._stages[0].section
+        clock = self._clock = StreamClock(first.rate if isinstance(first, Source) else None)
+        timed = [(operator, index) for index, operator in enumerate(self.operators) if operator.timed]
+        failure: BaseException | None = None
+        async with self._open_head() as receive:
+            # What is raised in here must not pass the source's context, which could take it for its own.
+            try:
+                while True:
+                    batch: Sequence[Any] = ()  # stays so when a timer ends the wait
+                    deadline = min((clock.trio_time(operator.deadline) for operator, _ in timed), default=math.inf)
+                    if deadline == math.inf:
+                        batch = await receive()
+                    else:
+                        with trio.CancelScope(deadline=deadline):
+                            batch = await receive()
+                    if not self._wanted:
+                        raise _Unwanted
+                    for number, item in enumerate(batch, 1):
+                        if timed:
+                            clock.see(item)
+                            self._tick(timed, clock.now)
+                        self._push(item)
+                        if self.pressed:
+                            await self._relieve()
+                        elif number % BATCH:
+                            continue
+                        else:
+                            await trio.lowlevel.checkpoint()
+                        if not self._wanted:
+                            raise _Unwanted
+                    if not batch:
+                        self._tick(timed, clock.estimate())
+                        await self._relieve()
+            except trio.EndOfChannel:
+                pass
+            except (Exception, *GROUPS) as error:
+                if real_error(error) is None:  # there is a cancellation in it, and nothing else
+                    raise
+                failure = error
+        if failure is not None:
+            raise failure
+
+    def _tick(self, timed: list[tuple[Operator, int]], now: int) -> None:
+        """Bring the operators that have timers up to ``now``, those before others first."""
+        for operator, index in timed:
+            operator.now = now
+            while (deadline := operator.deadline) is not None and deadline <= now:
+                try:
+                    for out in operator.on_time(now):
+                        self._after[index](out)
+                    if operator.deadline is not None and operator.deadline <= deadline:
+                        raise RuntimeError(f"{_name(operator)}.on_time did not move its deadline on")
+                except BaseException as error:
+                    self._blame(operator, error)
+                    raise
+
+    async def _finish(self, operators: list[Operator]) -> None:
+        """Let ``operators`` put out what they still have, those before others first."""
+        for operator in operators:
+            index = self.operators.index(operator)
+            try:
+                for out in operator.finish():
+                    self._after[index](out)
+            except BaseException as error:
+                self._failed = None
+                self._blame(operator, error)
+                raise
+            await self._relieve()
+
+    async def _relieve(self) -> None:
+        """Wait until every tap that is over its capacity was read (or closed)."""
+        while self.pressed:
+            await self.pressed.pop().room()
+
+
+def _fan_out(targets: list[Callable[[Any], None]]) -> Callable[[Any], None]:
+    """One call for several."""
+    if not targets:
+        return _discard
+    if len(targets) == 1:
+        return targets[0]
+
+    def put(item: Any) -> None:
+        for target in targets:
+            target(item)
+
+    return put
+
+
+def _discard(item: Any) -> None:
+    """Where a stream goes that nobody wants."""
+
+
+def _raise(error: BaseException) -> None:
+    """Raise an error as it is: its context is what it was, not the cancellation that we raise it after."""
+    context = error.__context__
+    try:
+        raise error
+    finally:
+        error.__context__ = context
+
+
+# --- the sections of a pipeline ---------------------------------------------------------------------------------------
+
+
+def _cut_into_runs(pipeline: Pipeline, stages: list[_Stage]) -> list[_Run]:
+    heads = [index for index, stage in enumerate(stages) if not isinstance(stage.section, Operator)]
+    runs: list[_Run] = []
+    for head, end in zip(heads, [*heads[1:], len(stages)], strict=True):
+        runs.append(_Run(pipeline, stages[head:end], runs[-1] if runs else None))
+    return runs
+
+
+def _checked(sections: Iterable[Any]) -> list[Any]:
+    """The sections in one flat list. Raises ValueError for what cannot be a pipeline."""
+    flat = list(_flatten(sections))
+    if not flat:
+        raise ValueError("a pipeline needs a section at least: a source, such as Connection(...), or an async iterable")
+    seen: set[int] = set()
+    for number, section in enumerate(flat):
+        if isinstance(section, type):
+            raise ValueError(f"section {number} is the class {section.__name__}: make an instance of it")
+        if not isinstance(section, Section) and (number or not hasattr(section, "__aiter__")):
+            kind = "an async iterable, which only the first may be" if hasattr(section, "__aiter__") else "no section"
+            raise ValueError(f"section {number} of the pipeline, {_name(section)}, is {kind}")
+        if not number and isinstance(section, Operator):
+            raise ValueError(f"{_name(section)} works on items: it cannot be the first section of a pipeline")
+        if id(section) in seen:
+            raise ValueError(f"{_name(section)} stands twice in the pipeline (again as section {number}): make two of it")
+        seen.add(id(section))
+    return flat
+
+
+def _flatten(sections: Iterable[Any]) -> Iterator[Any]:
+    for section in sections:
+        if isinstance(section, tuple):
+            yield from _flatten(section)
+        else:
+            yield section
+
+
+def _name(section: Any) -> str:
+    return type(section).__name__

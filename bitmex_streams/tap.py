@@ -1,0 +1,439 @@
+"""What `Pipeline.tap` returns, and the buffers behind it.
+
+A pipeline's task puts items in, synchronously; a consumer takes them out. Four buffers, one for each ``overflow`` policy, share
+one face: ``put``, ``pop``, ``len``. Only the `block` buffer can hold the pipeline up: after an item that leaves it over its capacity,
+the pipeline waits until a consumer has brought it back. A consumer takes what is there without a pass through the scheduler for each
+item (that pass is most of what a memory channel costs), but makes one at least every 64 items or every millisecond.
+
+Marks (`messages.is_mark`) are never dropped: they may take a buffer over its size, by at most `MARKS`; beyond that, a mark replaces
+an older one of the same kind and stream, which tells a consumer no less.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import OrderedDict, deque
+from collections.abc import Callable, Hashable
+from typing import Any, NamedTuple
+
+import trio
+
+from .messages import conflated, is_mark, stream_key
+
+__all__ = ["Block", "DropNewest", "DropOldest", "Latest", "OverflowPolicy", "Tap", "TapStatistics"]
+
+MARKS = 64
+BATCH = 64
+BATCH_SECONDS = 0.001
+
+
+class TapStatistics(NamedTuple):
+    """The fields of trio's memory channels, and ``dropped``: how many items this tap has dropped or conflated away so far."""
+
+    current_buffer_used: int
+    max_buffer_size: float
+    open_send_channels: int
+    open_receive_channels: int
+    tasks_waiting_send: int
+    tasks_waiting_receive: int
+    dropped: int
+
+
+class OverflowPolicy:
+    """The buffer of a tap: what its policies have in common. One producer; any number of `Tap` ends take from it."""
+
+    capacity: float
+    dropped = 0
+    ends = 0
+    internal = False
+    """Whether the consumer is another pipeline."""
+    receivers = 0
+    """How many tasks are in ``receive`` with nothing to take; each makes room for one item, as in trio's channels."""
+
+    def __init__(self) -> None:
+        self.ended = False
+        self.closed = False
+        self.on_close: Callable[[], None] | None = None
+        self.news = trio.lowlevel.ParkingLot()
+        self.changed = trio.lowlevel.ParkingLot()
+
+    def __len__(self) -> int:
+        raise NotImplementedError
+
+    def put(self, item: Any) -> None:
+        """Take an item in, or drop one, at once."""
+        raise NotImplementedError
+
+    def pop(self) -> Any:
+        """The next item. Only called where there is one."""
+        raise NotImplementedError
+
+    def clear(self) -> None:
+        """Forget what is there."""
+        raise NotImplementedError
+
+    def end(self) -> None:
+        """The producer is done: consumers get what is left, then the end."""
+        self.ended = True
+        self.news.unpark_all()
+        self.changed.unpark_all()
+
+    def close(self) -> None:
+        """The last consumer is gone."""
+        self.closed = True
+        self.clear()
+        self.news.unpark_all()
+        self.changed.unpark_all()
+        if self.on_close is not None:
+            self.on_close()
+
+    async def taken(self, grace: float) -> None:
+        """Wait until all was taken and the consumer has come back for more (given ``grace`` seconds for that), or is gone."""
+        while len(self) and not (self.closed or self.ended):
+            await self.changed.park()
+        with trio.move_on_after(grace):
+            while not (self.receivers or self.closed or self.ended):
+                await self.changed.park()
+
+
+class Block(OverflowPolicy):
+    """Lossless: the producer waits. ``timeout`` seconds, ``retrys`` + 1 times, then trio.BusyResourceError."""
+
+    def __init__(self, capacity: float, timeout: float, retrys: int, pressed: set[Block]) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self.patience = timeout * (retrys + 1)
+        self._items: deque[Any] = deque()
+        self._pressed = pressed  # the producer looks here after each item
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    @property
+    def over(self) -> bool:
+        """Whether the producer has to wait."""
+        return len(self._items) > self.capacity + self.receivers and not self.closed
+
+    def put(self, item: Any) -> None:
+        items = self._items
+        items.append(item)
+        if self.news:
+            self.news.unpark()
+        if len(items) > self.capacity + self.receivers:
+            self._pressed.add(self)
+
+    def pop(self) -> Any:
+        item = self._items.popleft()
+        if self.changed:
+            self.changed.unpark_all()
+        return item
+
+    def clear(self) -> None:
+        self._items.clear()
+
+    async def room(self) -> None:
+        """Wait until the buffer is no longer over its capacity, or closed. Raises trio.BusyResourceError when patience runs out."""
+        with trio.CancelScope(deadline=trio.current_time() + self.patience):
+            while self.over:
+                await self.changed.park()
+        if self.over:
+            self.end()  # nobody waits for this consumer any more
+            raise trio.BusyResourceError(
+                f"Unable to send item: a tap's consumer took nothing for {self.patience:g} s. "
+                "Read the tap faster, give it a larger max_buffer_size or timeout, or another overflow policy."
+            )
+
+
+class _Dropping(OverflowPolicy):
+    """What the two drop policies share: a deque, and the streams that have a gap."""
+
+    def __init__(self, capacity: float) -> None:
+        super().__init__()
+        self.capacity = capacity
+        self._items: deque[Any] = deque()
+        self._gaps: set[Any] = set()
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def clear(self) -> None:
+        self._items.clear()
+        self._gaps.clear()
+
+    def _append(self, item: Any) -> None:
+        self._items.append(item)
+        if self.news:
+            self.news.unpark()
+
+    def _drop(self, item: Any) -> None:
+        self.dropped += 1
+        self._gaps.add(stream_key(item))
+
+    def _mend(self, item: Any) -> Any:
+        """The item as it must look behind a gap of its stream."""
+        if self._gaps:
+            key = stream_key(item)
+            if key in self._gaps:
+                self._gaps.discard(key)
+                return conflated(item)
+        return item
+
+    def _fold(self, mark: Any) -> None:
+        """Make way for a mark where marks alone fill the buffer: an older one that says the same goes."""
+        if len(self._items) >= self.capacity + MARKS:
+            for index, item in enumerate(self._items):
+                if _same_mark(item, mark):
+                    del self._items[index]
+                    self.dropped += 1
+                    break
+
+
+class DropOldest(_Dropping):
+    """When full, the oldest item that is no mark makes way."""
+
+    def put(self, item: Any) -> None:
+        items = self._items
+        if len(items) >= self.capacity:
+            for index, old in enumerate(items):
+                if not is_mark(old):
+                    del items[index]
+                    self._drop(old)
+                    break
+            else:
+                if not is_mark(item):
+                    self._drop(item)
+                    return
+                self._fold(item)
+        self._append(item)
+
+    def pop(self) -> Any:
+        item = self._items.popleft()
+        if self.changed:
+            self.changed.unpark_all()
+        return self._mend(item)
+
+
+class DropNewest(_Dropping):
+    """When full, what arrives is dropped, unless it is a mark."""
+
+    def put(self, item: Any) -> None:
+        if len(self._items) >= self.capacity:
+            if not is_mark(item):
+                self._drop(item)
+                return
+            self._fold(item)
+        self._append(self._mend(item))
+
+    def pop(self) -> Any:
+        item = self._items.popleft()
+        if self.changed:
+            self.changed.unpark_all()
+        return item
+
+
+class Latest(OverflowPolicy):
+    """Only the newest item per key. It waits at the place of the one that it replaces, so that no busy key starves another."""
+
+    capacity = math.inf
+
+    def __init__(self, key: Callable[[Any], Hashable] | None) -> None:
+        super().__init__()
+        self._key = key or stream_key
+        self._items: OrderedDict[Any, Any] = OrderedDict()
+        self._marked: dict[Any, int] = {}  # key -> how many marks had come when its item was put
+        self._marks = 0
+
+    def __len__(self) -> int:
+        return len(self._items)
+
+    def put(self, item: Any) -> None:
+        items = self._items
+        if is_mark(item):
+            self._marks += 1
+            self._fold(item)
+            items[_Mark(self._marks)] = item
+        else:
+            key = self._key(item)
+            if key in items:
+                self.dropped += 1
+                item = conflated(item)
+                if self._marked[key] != self._marks:  # nothing may overtake a mark
+                    del items[key]
+            items[key] = item
+            self._marked[key] = self._marks
+        if self.news:
+            self.news.unpark()
+
+    def pop(self) -> Any:
+        key, item = self._items.popitem(last=False)
+        self._marked.pop(key, None)
+        if self.changed:
+            self.changed.unpark_all()
+        return item
+
+    def clear(self) -> None:
+        self._items.clear()
+        self._marked.clear()
+
+    def _fold(self, mark: Any) -> None:
+        if len(self._items) - len(self._marked) >= MARKS:
+            for key, item in self._items.items():
+                if type(key) is _Mark and _same_mark(item, mark):
+                    del self._items[key]
+                    self.dropped += 1
+                    break
+
+
+class _Mark(NamedTuple):
+    """The key of a mark in a `Latest` buffer; equal to no other."""
+
+    number: int
+
+    def __hash__(self) -> int:
+        return id(type(self)) ^ self.number
+
+    def __eq__(self, other: object) -> bool:
+        return type(other) is _Mark and other.number == self.number
+
+
+def _same_mark(one: Any, other: Any) -> bool:
+    return (
+        type(one) is type(other)
+        and is_mark(one)
+        and stream_key(one) == stream_key(other)
+        and getattr(one, "source", None) == getattr(other, "source", None)
+    )
+
+
+class Tap(trio.abc.ReceiveChannel[Any]):  # type: ignore[misc]
+    """The consumer's end of a tap: a trio receive channel.
+
+    Iterate it, or `receive`. Close it (``async with``, ``with``, `close`, `aclose`) when done: an open `block` tap that nobody reads holds the whole
+    pipeline up. Cancelling `receive` loses nothing.
+    """
+
+    def __init__(self, buffer: OverflowPolicy) -> None:
+        self._buffer = buffer
+        self._closed = False
+        self._left = BATCH
+        self._since = 0.0
+        buffer.ends += 1
+
+    async def receive(self) -> Any:
+        """The next item; waits for it.
+
+        Raises trio.EndOfChannel when the pipeline has ended and all was taken, trio.ClosedResourceError when this tap was closed.
+        """
+        buffer = self._buffer
+        if len(buffer) and not self._closed:
+            if self._left > 0 and time.perf_counter() - self._since < BATCH_SECONDS:
+                self._left -= 1
+                await trio.lowlevel.checkpoint_if_cancelled()
+                return buffer.pop()
+            await trio.lowlevel.checkpoint()
+            self._left = BATCH - 1
+            self._since = time.perf_counter()
+            if len(buffer):  # a clone, or a close, may have been faster
+                return buffer.pop()
+        else:
+            await trio.lowlevel.checkpoint_if_cancelled()
+        return await self._wait()
+
+    async def _wait(self) -> Any:
+        buffer = self._buffer
+        buffer.receivers += 1
+        buffer.changed.unpark_all()
+        waited = False
+        try:
+            while True:
+                if self._closed:
+                    raise trio.ClosedResourceError
+                if len(buffer):
+                    break
+                if buffer.ended:
+                    if not waited:
+                        await trio.lowlevel.checkpoint()
+                    raise trio.EndOfChannel
+                waited = True
+                await buffer.news.park()
+        finally:
+            buffer.receivers -= 1
+        self._left = BATCH
+        self._since = time.perf_counter()
+        return buffer.pop()
+
+    async def __anext__(self) -> Any:
+        try:
+            return await self.receive()
+        except trio.EndOfChannel:
+            raise StopAsyncIteration from None
+
+    def receive_nowait(self) -> Any:
+        """The next item, or trio.WouldBlock where there is none. Other errors as `receive`."""
+        if self._closed:
+            raise trio.ClosedResourceError
+        if len(self._buffer):
+            return self._buffer.pop()
+        if self._buffer.ended:
+            raise trio.EndOfChannel
+        raise trio.WouldBlock
+
+    def _drain(self) -> list[Any]:
+        """All that is there, perhaps nothing."""
+        return [self._buffer.pop() for _ in range(len(self._buffer))]
+
+    def _end(self) -> None:
+        """As if the pipeline had ended with nothing left, for consumers that cannot be cancelled."""
+        self._buffer.clear()
+        self._buffer.end()
+
+    def clone(self) -> Tap:
+        """Another end of the same tap: each item goes to one of them; the tap closes with the last."""
+        if self._closed:
+            raise trio.ClosedResourceError
+        return Tap(self._buffer)
+
+    def close(self) -> None:
+        """Close this end, at once. Tasks that wait in `receive` on it get trio.ClosedResourceError."""
+        if not self._closed:
+            self._closed = True
+            self._buffer.ends -= 1
+            if self._buffer.ends == 0:
+                self._buffer.close()
+            else:
+                self._buffer.news.unpark_all()
+
+    async def aclose(self) -> None:
+        """`close`, and a checkpoint."""
+        self.close()
+        await trio.lowlevel.checkpoint()
+
+    def __enter__(self) -> Tap:
+        return self
+
+    def __exit__(self, *exc_info: object) -> None:
+        self.close()
+
+    @property
+    def dropped(self) -> int:
+        """How many items this tap has dropped, or replaced by newer ones, so far."""
+        return self._buffer.dropped
+
+    def statistics(self) -> TapStatistics:
+        """How full the buffer is and who waits, as of trio's memory channels, and what was dropped."""
+        buffer = self._buffer
+        return TapStatistics(
+            current_buffer_used=len(buffer),
+            max_buffer_size=buffer.capacity,
+            open_send_channels=0 if buffer.ended else 1,
+            open_receive_channels=buffer.ends,
+            tasks_waiting_send=int(isinstance(buffer, Block) and buffer.over),
+            tasks_waiting_receive=buffer.receivers,
+            dropped=buffer.dropped,
+        )
+
+    def __repr__(self) -> str:
+        buffer = self._buffer
+        state = "closed" if self._closed else "ended" if buffer.ended else "open"
+        return f"<Tap {type(buffer).__name__} {state}, {len(buffer)} waiting, {buffer.dropped} dropped>"

@@ -1,0 +1,469 @@
+"""Pipeline: stages, taps, order, ends and errors. How sections that are not ours fare in it is in test_foreign.py."""
+
+import math
+import tracemalloc
+
+import pytest
+import trio
+import trio.testing
+from slurry.environments import TrioSection
+
+from bitmex_streams.operator import Operator
+from bitmex_streams.pipeline import Pipeline
+from tests.support import Add, Burst, Hold, NeverAwaits, Pass, RaiseAt, Twice, count, until_cancelled
+
+
+async def collect(tap):
+    async with tap:
+        return [item async for item in tap]
+
+
+# --- stages and their taps ----------------------------------------------------------------------------------------------
+
+
+async def test_the_default_tap_receives_what_comes_out_of_the_last_stage():
+    async with Pipeline.create(count(5), Add(10), Twice()) as pipeline:
+        assert await collect(pipeline.tap()) == [10, 10, 11, 11, 12, 12, 13, 13, 14, 14]
+
+
+async def test_every_stage_can_be_tapped_also_the_source():
+    source, add, twice = count(3), Add(10), Twice()
+    async with Pipeline.create(source, add, twice) as pipeline, trio.open_nursery() as nursery:
+        received = {}
+
+        async def read(name, tap):
+            received[name] = await collect(tap)
+
+        nursery.start_soon(read, "source", pipeline.tap(source, start=False))
+        nursery.start_soon(read, "add", pipeline.tap(add, start=False))
+        nursery.start_soon(read, "twice", pipeline.tap(twice))
+    assert received == {"source": [0, 1, 2], "add": [10, 11, 12], "twice": [10, 10, 11, 11, 12, 12]}
+
+
+async def test_nested_tuples_are_flattened_and_their_sections_are_stages():
+    add = Add(1)
+    async with Pipeline.create((count(3), (add,)), (Twice(), (Pass(),))) as pipeline:
+        pipeline.tap(add).close()
+        assert await collect(pipeline.tap()) == [1, 1, 2, 2, 3, 3]
+
+
+async def test_a_section_that_is_no_stage_is_refused_with_the_list_of_stages():
+    async with Pipeline.create(count(3), Add(1)) as pipeline:
+        with pytest.raises(ValueError, match=r"Twice is not a stage of this pipeline.* 0: async_generator, 1: Add"):
+            pipeline.tap(Twice())
+
+
+@pytest.mark.parametrize(
+    ("sections", "complaint"),
+    [
+        ((), "needs a section at least"),
+        ((Add(1),), "Add works on items: it cannot be the first"),
+        ((3,), "int, is no section"),
+        ((NeverAwaits(3), NeverAwaits(3)), "is an async iterable, which only the first may be"),
+        ((NeverAwaits(3), Add), "is the class Add: make an instance"),
+        ((NeverAwaits(3), (same := Add(1)), Twice(), same), "Add stands twice"),
+    ],
+)
+def test_what_cannot_be_a_pipeline_is_refused_before_anything_runs(sections, complaint):
+    with pytest.raises(ValueError, match=complaint):
+        Pipeline.create(*sections)
+
+
+@pytest.mark.parametrize(
+    ("options", "complaint"),
+    [
+        ({"overflow": "newest"}, "overflow is"),
+        ({"max_buffer_size": -1}, "max_buffer_size"),
+        ({"overflow": "drop_oldest", "max_buffer_size": 0}, "room for one item"),
+        ({"overflow": "latest", "max_buffer_size": 3}, "takes no max_buffer_size"),
+        ({"overflow": "latest", "timeout": 3}, "timeout and retrys go with"),
+        ({"key": len}, "key goes with"),
+        ({"timeout": 0}, "timeout is in seconds"),
+    ],
+)
+async def test_tap_options_that_contradict_each_other_are_refused(options, complaint):
+    async with Pipeline.create(count(3)) as pipeline:
+        with pytest.raises(ValueError, match=complaint):
+            pipeline.tap(**options)
+
+
+# --- start and end ------------------------------------------------------------------------------------------------------
+
+
+async def test_it_starts_with_its_first_tap_unless_that_says_not_to(autojump_clock):
+    began = []
+
+    async def source():
+        began.append(trio.current_time())
+        yield 1
+
+    async with Pipeline.create(source()) as pipeline:
+        quiet = pipeline.tap(start=False)
+        await trio.sleep(1)
+        assert not began
+        assert await collect(pipeline.tap()) == [1]
+        assert await collect(quiet) == [1]
+
+
+async def test_without_a_tap_it_ends_at_the_next_item(autojump_clock):
+    got = []
+
+    async def source():
+        for number in range(100):
+            got.append(number)
+            yield number
+            await trio.sleep(1)
+
+    async with Pipeline.create(source()) as pipeline:
+        async with pipeline.tap() as tap:
+            await tap.receive()
+        await pipeline.wait()
+        assert len(got) <= 3
+
+
+async def test_a_tap_in_the_middle_is_enough_to_keep_it_going():
+    middle, last = Add(1), Hold()
+    async with Pipeline.create(count(100), middle, last) as pipeline:
+        assert len(await collect(pipeline.tap(middle))) == 100
+        assert len(last.held) == 100
+
+
+async def test_after_start_it_runs_to_its_end_whether_or_not_anybody_listens():
+    held = Hold()
+    async with Pipeline.create(count(1000), held) as pipeline:
+        pipeline.start()
+        await pipeline.wait()
+        assert held.held == list(range(1000))
+
+
+async def test_a_tap_opened_after_the_end_ends_at_once():
+    async with Pipeline.create(count(3)) as pipeline:
+        await collect(pipeline.tap())
+        await pipeline.wait()
+        assert await collect(pipeline.tap()) == []
+    assert await collect(pipeline.tap()) == []
+
+
+async def test_a_tap_opened_later_receives_from_there_on():
+    async with Pipeline.create(count(200)) as pipeline:
+        early = pipeline.tap(max_buffer_size=0)
+        for expected in range(100):
+            assert await early.receive() == expected
+        late = pipeline.tap()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(collect, early)
+            rest = await collect(late)
+        assert rest == list(range(rest[0], 200))
+        assert rest[0] in (100, 101)
+
+
+async def test_leaving_the_context_ends_taps_that_are_still_open():
+    async with Pipeline.create(until_cancelled()) as pipeline:
+        tap = pipeline.tap()
+    assert await collect(tap) == []
+
+
+async def test_cancelling_the_context_leaves_it_at_once(autojump_clock):
+    with trio.move_on_after(5) as scope:
+        async with Pipeline.create(until_cancelled(), Add(1), Pass()) as pipeline, pipeline.tap() as tap:
+            async for _ in tap:
+                pass
+    assert scope.cancelled_caught
+    assert trio.current_time() == pytest.approx(5)
+
+
+async def test_a_source_that_never_awaits_lets_others_run():
+    async with Pipeline.create(NeverAwaits(math.inf), Pass()) as pipeline:
+        pipeline.tap(overflow="latest", key=lambda _: None)
+        with trio.move_on_after(0.05) as scope:
+            await trio.sleep_forever()
+        assert scope.cancelled_caught
+
+
+async def test_operators_put_out_what_they_still_have_at_the_end():
+    async with Pipeline.create(count(3), Hold(put_out_at_the_end=True), Twice()) as pipeline:
+        assert await collect(pipeline.tap()) == [0, 0, 1, 1, 2, 2]
+
+
+# --- order and backpressure ---------------------------------------------------------------------------------------------
+
+
+async def test_a_burst_arrives_in_order_at_five_taps_on_different_stages():
+    stages = [Burst(10_000), Pass(), Add(0), Pass(), Add(0)]
+    async with Pipeline.create(*stages) as pipeline, trio.open_nursery() as nursery:
+        received = {}
+
+        async def read(number, tap):
+            received[number] = await collect(tap)
+
+        for number, stage in enumerate(stages):
+            nursery.start_soon(read, number, pipeline.tap(stage, start=number == 4, max_buffer_size=[64, 0, 1, 5000, math.inf][number]))
+    assert received == {number: list(range(10_000)) for number in range(5)}
+
+
+@pytest.mark.parametrize("size", [0, 1, 7])
+async def test_a_block_tap_holds_the_pipeline_at_its_buffer(size):
+    passed = Hold()
+    async with Pipeline.create(Burst(100), passed) as pipeline:
+        tap = pipeline.tap(max_buffer_size=size)
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(passed.held) == size + 1  # as with trio's channels, one is in the sender's hand
+        await tap.receive()
+        await trio.testing.wait_all_tasks_blocked()
+        assert len(passed.held) == size + 2
+        assert tap.statistics().tasks_waiting_send == 1
+
+
+async def test_one_blocked_tap_holds_the_others_too_and_closing_it_frees_them():
+    async with Pipeline.create(Burst(1000)) as pipeline:
+        blocked, free = pipeline.tap(), pipeline.tap()
+        with trio.move_on_after(0.05):
+            await collect(free.clone())
+        blocked.close()
+        assert len(await collect(free)) > 0
+        await pipeline.wait()
+
+
+async def test_a_consumer_that_takes_nothing_for_its_timeout_ends_the_pipeline(autojump_clock):
+    with pytest.raises(trio.BusyResourceError, match="took nothing for 6 s"):
+        async with Pipeline.create(count(5)) as pipeline:
+            pipeline.tap(timeout=3, retrys=1)
+            await trio.sleep_forever()
+    assert trio.current_time() == pytest.approx(6)
+
+
+async def test_a_consumer_that_is_slower_than_its_first_try_but_not_than_its_retries_is_served(autojump_clock):
+    async with Pipeline.create(count(5)) as pipeline, pipeline.tap(timeout=1, retrys=2) as tap:
+        received = []
+        async for item in tap:
+            await trio.sleep(2)
+            received.append(item)
+    assert received == [0, 1, 2, 3, 4]
+
+
+# --- overflow -------------------------------------------------------------------------------------------------------------
+
+
+async def test_a_consumer_that_never_reads_costs_no_more_than_its_buffer_and_delays_nobody():
+    class Fresh(Operator):
+        def process(self, item):
+            return ((item % 10, b"x" * 1000),)
+
+    latest_of = {"overflow": "latest", "key": lambda item: item[0]}
+    async with Pipeline.create(Burst(1_000_000), Fresh(), (counted := Hold(keep=0))) as pipeline:
+        taps = [
+            pipeline.tap(**latest_of, start=False),
+            pipeline.tap(overflow="drop_oldest", max_buffer_size=100, start=False),
+            pipeline.tap(overflow="drop_newest", max_buffer_size=100, start=False),
+        ]
+        tracemalloc.start()
+        try:
+            pipeline.start()
+            await pipeline.wait()
+            peak = tracemalloc.get_traced_memory()[1]
+        finally:
+            tracemalloc.stop()
+        assert counted.seen == 1_000_000
+        assert peak < 10_000_000
+        assert [len(await collect(tap)) for tap in taps] == [10, 100, 100]
+        assert [tap.dropped for tap in taps] == [999_990, 999_900, 999_900]
+
+
+async def test_the_drop_policies_keep_what_they_say():
+    async with Pipeline.create(Burst(10)) as pipeline:
+        oldest_go = pipeline.tap(overflow="drop_oldest", max_buffer_size=3, start=False)
+        newest_go = pipeline.tap(overflow="drop_newest", max_buffer_size=3, start=False)
+        by_parity = pipeline.tap(overflow="latest", key=lambda item: item % 2, start=False)
+        pipeline.start()
+        await pipeline.wait()
+        assert await collect(oldest_go) == [7, 8, 9]
+        assert await collect(newest_go) == [0, 1, 2]
+        assert await collect(by_parity) == [8, 9]
+
+
+# --- errors -----------------------------------------------------------------------------------------------------------------
+
+
+async def test_an_error_comes_after_every_item_before_it_also_to_a_slow_consumer(autojump_clock):
+    received = []
+    with pytest.raises(ZeroDivisionError) as caught:
+        async with Pipeline.create(count(100), RaiseAt(10, ZeroDivisionError("ten")), Pass()) as pipeline:
+            async for item in pipeline.tap():
+                await trio.sleep(0.5)
+                received.append(item)
+            received.append("a clean end")
+    assert received == list(range(10))
+    assert str(caught.value) == "ten"
+    assert "RaiseAt" in caught.value.__notes__[0]
+    assert caught.value.__context__ is None
+
+
+async def test_a_consumer_that_never_comes_back_for_more_does_not_hold_an_error_for_ever(autojump_clock):
+    with pytest.raises(ZeroDivisionError):
+        async with Pipeline.create(count(100), RaiseAt(3, ZeroDivisionError())) as pipeline, pipeline.tap() as tap:
+            for expected in range(3):
+                assert await tap.receive() == expected
+            await trio.sleep_forever()
+    assert trio.current_time() < 10
+
+
+async def test_the_operators_behind_a_failure_put_out_what_they_have():
+    received = []
+    with pytest.raises(ZeroDivisionError):
+        async with Pipeline.create(
+            count(100), RaiseAt(3, ZeroDivisionError()), Hold(put_out_at_the_end=True), Pass()
+        ) as pipeline:
+            async for item in pipeline.tap():
+                received.append(item)
+    assert received == [0, 1, 2]
+
+
+async def test_what_a_failing_operator_put_out_before_is_delivered():
+    class Partly(Operator):
+        def process(self, item):
+            yield "before"
+            raise ZeroDivisionError
+
+    received = []
+    with pytest.raises(ZeroDivisionError):
+        async with Pipeline.create(count(1), Partly()) as pipeline:
+            async for item in pipeline.tap():
+                received.append(item)
+    assert received == ["before"]
+
+
+async def test_an_error_waits_for_every_block_tap_on_every_stage(autojump_clock):
+    received = []
+    first = Pass()
+
+    async def slowly(tap):
+        async for item in tap:
+            await trio.sleep(0.1)
+            received.append(item)
+
+    with pytest.raises(ZeroDivisionError):
+        async with Pipeline.create(count(100), first, RaiseAt(20, ZeroDivisionError())) as pipeline:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(slowly, pipeline.tap(first, start=False))
+                nursery.start_soon(slowly, pipeline.tap())
+    # The stage before the failing one had also put out the item that failed (and the source may have been ahead).
+    assert sorted(received)[:40] == sorted([*range(20), *range(20)])
+
+
+async def test_what_the_body_raises_passes_untouched():
+    error = KeyError("mine")
+    with pytest.raises(KeyError) as caught:
+        async with Pipeline.create(until_cancelled()) as pipeline, pipeline.tap():
+            raise error
+    assert caught.value is error
+    assert error.__cause__ is None
+    assert error.__context__ is None
+
+
+async def test_a_group_that_the_body_raises_passes_untouched():
+    group = ExceptionGroup("mine", [KeyError("only one")])
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Pipeline.create(until_cancelled()) as pipeline, pipeline.tap():
+            raise group
+    assert caught.value is group
+
+
+async def test_several_errors_come_as_a_builtin_group():
+    class Stubborn(TrioSection):
+        async def refine(self, input, output):
+            try:
+                async for item in input:
+                    await output(item)
+            finally:
+                raise KeyError("upstream")
+
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Pipeline.create(count(100), Stubborn(), RaiseAt(3, ZeroDivisionError())) as pipeline:
+            await collect(pipeline.tap())
+    assert type(caught.value) is ExceptionGroup
+    assert {type(error) for error in caught.value.exceptions} == {KeyError, ZeroDivisionError}
+
+
+async def test_the_bodys_error_and_the_pipelines_are_both_raised():
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Pipeline.create(count(100), RaiseAt(3, ZeroDivisionError())) as pipeline:
+            try:
+                await collect(pipeline.tap())
+            finally:
+                raise KeyError("clean-up")
+    assert [type(error) for error in caught.value.exceptions] == [KeyError, ZeroDivisionError]
+
+
+async def test_an_error_in_a_task_that_the_user_started_in_the_pipelines_nursery_comes_out_as_itself():
+    async def fail():
+        raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        async with Pipeline.create(until_cancelled()) as pipeline:
+            pipeline.nursery.start_soon(fail)
+            await collect(pipeline.tap())
+
+
+async def test_a_cancellation_from_outside_is_not_mistaken_for_an_end():
+    after = []
+    with trio.CancelScope() as scope:
+        async with Pipeline.create(until_cancelled()) as pipeline, pipeline.tap() as tap:
+            await tap.receive()
+            scope.cancel()
+            await tap.receive()
+        after.append("reached")
+    assert scope.cancelled_caught
+    assert not after
+
+
+async def test_an_operator_that_does_not_move_its_deadline_on_is_an_error_not_a_busy_loop():
+    class Stuck(Operator):
+        deadline = 1
+
+        def process(self, item):
+            return (item,)
+
+        def on_time(self, now):
+            return ()
+
+    with pytest.raises(RuntimeError, match=r"Stuck\.on_time did not move its deadline on"):
+        async with Pipeline.create(count(3), Stuck()) as pipeline:
+            await collect(pipeline.tap())
+
+
+# --- extensions -------------------------------------------------------------------------------------------------------------
+
+
+async def test_an_extension_is_a_pipeline_behind_the_pipeline():
+    async with Pipeline.create(count(5), Add(1)) as pipeline:
+        extension = pipeline.extend(Twice())
+        assert extension.sections[1:] and extension.nursery is pipeline.nursery
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(collect, pipeline.tap(start=False))
+            assert await collect(extension.tap()) == [1, 1, 2, 2, 3, 3, 4, 4, 5, 5]
+
+
+async def test_an_error_in_the_pipeline_reaches_the_user_after_the_extensions_have_delivered(autojump_clock):
+    received = []
+    with pytest.raises(ZeroDivisionError):
+        async with Pipeline.create(count(100), RaiseAt(10, ZeroDivisionError())) as pipeline:
+            async for item in pipeline.extend(Twice()).tap():
+                await trio.sleep(0.1)
+                received.append(item)
+    assert received == sorted([*range(10), *range(10)])
+
+
+async def test_an_error_in_an_extension_comes_out_of_the_context_as_itself(autojump_clock):
+    received = []
+    with pytest.raises(ZeroDivisionError):
+        async with Pipeline.create(until_cancelled()) as pipeline:
+            async for item in pipeline.extend(Pass(), RaiseAt(10, ZeroDivisionError())).tap():
+                received.append(item)
+    assert received == list(range(10))
+
+
+async def test_an_extension_that_nobody_reads_any_more_lets_the_pipeline_end():
+    async with Pipeline.create(count(100_000)) as pipeline:
+        async with pipeline.extend(Pass()).tap() as tap:
+            await tap.receive()
+        await pipeline.wait()

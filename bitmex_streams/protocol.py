@@ -1,0 +1,309 @@
+"""The client side of the BitMEX protocol, without I/O.
+
+For every topic this keeps three things apart: what is *wanted*, what the server will hold once it has done all that it was *sent*,
+and what it said (or showed) that it *holds*. `ClientProtocol.commands` gives the difference between the first two as messages to
+send; `ClientProtocol.receive` learns the third from what arrives. So changes of mind that were not sent yet cancel out, what is
+pending is bounded by the number of topics, and nothing depends on which answer comes first.
+
+Facts of the protocol are from https://www.bitmex.com/app/wsAPI, and from watching tardis-machine's ``ws-replay``.
+"""
+
+from __future__ import annotations
+
+import re
+from collections import deque
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Any, Literal
+
+import msgspec
+
+__all__ = ["MAX_ARGS", "PRIVATE_TABLES", "PUBLIC_TABLES", "Acknowledged", "ClientProtocol", "Refused", "check_topic", "covers"]
+
+MAX_ARGS = 20
+"""The most topics that BitMEX takes in one command."""
+
+PUBLIC_TABLES = frozenset(
+    "announcement chat connected funding instrument insurance liquidation orderBookL2_25 orderBookL2 orderBook10 "
+    "publicNotifications quote quoteBin1m quoteBin5m quoteBin1h quoteBin1d settlement trade tradeBin1m tradeBin5m tradeBin1h "
+    "tradeBin1d".split()
+)
+PRIVATE_TABLES = frozenset("affiliate execution order margin position privateNotifications transact wallet".split())
+
+Op = Literal["subscribe", "unsubscribe"]
+
+_TOPIC = re.compile(r"[A-Za-z][A-Za-z0-9_]*(:[^\s:,\"]+)?")
+
+
+class Acknowledged(msgspec.Struct, frozen=True):
+    """The server has done ``op`` for ``topic``: it said so, or it sends the topic's data."""
+
+    op: Op
+    topic: str
+
+
+class Refused(msgspec.Struct, frozen=True):
+    """The server refused ``op`` for ``topic``: its ``status`` (int, None where not sent) and its words."""
+
+    op: Op
+    topic: str
+    status: int | None
+    error: str
+
+
+class _Message(msgspec.Struct):
+    """What of a message matters here; the rest is skipped unparsed."""
+
+    table: str | None = None
+    action: str | None = None
+    filter: Any = None
+    data: msgspec.Raw = msgspec.Raw(b"[]")
+    subscribe: str | None = None
+    unsubscribe: str | None = None
+    success: bool | None = None
+    status: Any = None
+    error: Any = None
+    request: Any = None
+
+
+class _Row(msgspec.Struct):
+    symbol: str | None = None
+
+
+_decode_message = msgspec.json.Decoder(_Message).decode
+_decode_rows = msgspec.json.Decoder(list[_Row]).decode
+
+
+class _Topic:
+    """One topic's state; this module's top explains the three."""
+
+    __slots__ = ("again", "held", "refusal", "sent", "unanswered", "wanted")
+
+    def __init__(self) -> None:
+        self.wanted = self.sent = self.held = False
+        self.again = False  # wanted anew: unsubscribe, then subscribe
+        self.unanswered: deque[Op] = deque(maxlen=8)  # bounded: some servers never answer
+        self.refusal: Refused | None = None
+
+
+def check_topic(topic: str) -> str:
+    """Give back ``topic`` if it has the shape ``table`` or ``table:symbol``; else ValueError.
+
+    Only the shape: which tables and symbols there are is the server's to say, and it does.
+    """
+    if not isinstance(topic, str) or not _TOPIC.fullmatch(topic):
+        raise ValueError(f"{topic!r} is not a topic: topics are 'table' or 'table:symbol', such as 'trade' or 'orderBookL2:XBTUSD'")
+    return topic
+
+
+def covers(wide: str, narrow: str) -> bool:
+    """Whether topic ``wide`` brings all that topic ``narrow`` does: they are equal, or ``wide`` is the table without a symbol."""
+    return wide == narrow or narrow.startswith(wide + ":")
+
+
+class ClientProtocol:
+    """The subscriptions of one client, over one connection after the other."""
+
+    def __init__(self) -> None:
+        self.acknowledges = False
+        """Whether this server answers commands (tardis-machine does not: there the first message of a topic is the answer)."""
+        self._topics: dict[str, _Topic] = {}
+        self._changed: dict[str, None] = {}  # a set that keeps its order
+        self._awaited: frozenset[str] = frozenset()  # tables of which a message may answer a subscription
+
+    # --- what the user wants ---
+
+    @property
+    def subscriptions(self) -> frozenset[str]:
+        """The topics in force: acknowledged, or sending."""
+        return frozenset(name for name, topic in self._topics.items() if topic.held)
+
+    def subscribe(self, topics: Iterable[str]) -> list[str]:
+        """Want ``topics``. Returns the topics whose answers are theirs.
+
+        A topic that a wanted one covers (``trade:XBTUSD`` by ``trade``) is answered by that one; a topic that covers wanted ones
+        takes their place: they are given up first.
+        """
+        answering = []
+        for name in topics:
+            wider = next((other for other, topic in self._topics.items() if topic.wanted and covers(other, name)), None)
+            if wider is None:
+                for other, topic in self._topics.items():
+                    if topic.wanted and covers(name, other):
+                        self._want(other, False)
+                self._want(name, True)
+            answering.append(wider or name)
+        return answering
+
+    def unsubscribe(self, topics: Iterable[str]) -> list[str]:
+        """Want ``topics`` no longer; what was not wanted as such is left out of what this returns (see `subscribe`)."""
+        known = [name for name in topics if name in self._topics]
+        for name in known:
+            self._want(name, False)
+        return known
+
+    def resync(self, topic: str | None = None) -> bool:
+        """Ask anew for what is in force of ``topic`` (None: for all), so that new partials come. True if there is news to send.
+
+        Also takes a topic that a subscribed one covers, or the other way round. Nothing happens while such a request is under
+        way: its partial is still to come.
+        """
+        changed = False
+        for name, state in self._topics.items():
+            concerned = topic is None or covers(name, topic) or covers(topic, name)
+            if concerned and state.wanted and state.held and not state.again and not state.unanswered:
+                state.again = changed = True
+                self._changed[name] = None
+        return changed
+
+    def _want(self, name: str, wanted: bool) -> None:
+        topic = self._topics.setdefault(name, _Topic())
+        topic.wanted, topic.refusal = wanted, None
+        self._changed[name] = None
+
+    # --- what became of it ---
+
+    def settled(self, topic: str) -> bool:
+        """Whether all that was asked about ``topic`` has been sent and answered (or was taken back before it was sent)."""
+        state = self._topics.get(topic)
+        return state is None or (topic not in self._changed and not state.unanswered)
+
+    def refusal(self, topic: str) -> Refused | None:
+        """The last refusal concerning ``topic``, unless it was asked for again since."""
+        state = self._topics.get(topic)
+        return None if state is None else state.refusal
+
+    # --- the wire ---
+
+    def disconnected(self) -> None:
+        """The connection is gone: the server holds nothing any more, and what is wanted has to be sent to the next one."""
+        self._topics = {name: topic for name, topic in self._topics.items() if topic.wanted or topic.refusal}
+        for topic in self._topics.values():
+            topic.sent = topic.held = topic.again = False
+            topic.unanswered.clear()
+        self._changed = {name: None for name, topic in self._topics.items() if topic.wanted}
+        self._awaited = frozenset()
+        self.acknowledges = False
+
+    def commands(self) -> list[str]:
+        """What has to be sent now, in order: JSON texts with at most `MAX_ARGS` topics each. Whoever takes them must send them."""
+        leave, join = [], []
+        for name in self._changed:
+            topic = self._topics[name]
+            if topic.sent and (topic.again or not topic.wanted):
+                leave.append(name)
+                topic.unanswered.append("unsubscribe")
+            if topic.wanted and (topic.again or not topic.sent):
+                join.append(name)
+                topic.unanswered.append("subscribe")
+            topic.sent, topic.again = topic.wanted, False
+        self._changed.clear()
+        self._tidy()
+        # What is given up goes first: it may overlap with what is asked for.
+        return [*_commands("unsubscribe", leave), *_commands("subscribe", join)]
+
+    def receive(self, data: str | bytes) -> Sequence[Acknowledged | Refused]:
+        """What a message that arrived means for the subscriptions: most often nothing. Never raises: others judge its content."""
+        head = data[:64]
+        if isinstance(head, bytes):
+            head = head.decode("latin-1")
+        if head.startswith('{"table"'):  # nearly always so: no second parsing of data for the sake of the odd answer
+            if not self._awaited:
+                return ()
+            parts = head.split('"', 4)
+            if len(parts) > 3 and parts[3] not in self._awaited:
+                return ()
+        try:
+            message = _decode_message(data)
+            answers = tuple(self._answers(message))
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            return ()
+        for answer in answers:
+            self._take_answer(answer)
+        if answers:
+            self.acknowledges = self.acknowledges or message.table is None
+            self._tidy()
+        return answers
+
+    def _answers(self, message: _Message) -> Iterator[Acknowledged | Refused]:
+        if message.table is not None:
+            yield from self._answered_by_data(message.table, message)
+        elif message.subscribe is not None and message.success is not False:
+            yield Acknowledged("subscribe", message.subscribe)
+        elif message.unsubscribe is not None and message.success is not False:
+            yield Acknowledged("unsubscribe", message.unsubscribe)
+        elif message.error is not None and isinstance(message.request, dict):
+            yield from self._refused(message)
+
+    def _answered_by_data(self, table: str, message: _Message) -> Iterator[Acknowledged]:
+        if message.filter:
+            symbol = message.filter.get("symbol") if isinstance(message.filter, dict) else None
+        else:
+            rows = _decode_rows(message.data)
+            symbol = rows[0].symbol if rows else None
+        for name in (table, f"{table}:{symbol}"):
+            topic = self._topics.get(name)
+            if topic is None or "subscribe" not in topic.unanswered:
+                continue
+            # Behind an unsubscribe, anything but a partial may still be of the subscription before (unless nothing is ever answered).
+            if topic.unanswered[0] == "subscribe" or message.action == "partial" or not self.acknowledges:
+                yield Acknowledged("subscribe", name)
+
+    def _refused(self, message: _Message) -> Iterator[Acknowledged | Refused]:
+        op, args = message.request.get("op"), message.request.get("args")
+        if op not in ("subscribe", "unsubscribe"):
+            return
+        names = [name for name in (args if isinstance(args, list) else [args]) if isinstance(name, str)]
+        open_names = [name for name in names if (topic := self._topics.get(name)) is not None and op in topic.unanswered]
+        error = message.error if isinstance(message.error, str) else msgspec.json.encode(message.error).decode()
+        status = message.status if isinstance(message.status, int) else None
+        for name in _meant(open_names, error, status):
+            if f"{'already' if op == 'subscribe' else 'not'} subscribed" in error.lower():
+                yield Acknowledged(op, name)  # it is as we want it
+            else:
+                yield Refused(op, name, status, error)
+
+    def _take_answer(self, answer: Acknowledged | Refused) -> None:
+        name = answer.topic
+        topic = self._topics.setdefault(name, _Topic())
+        awaited = answer.op in topic.unanswered
+        # Servers answer in order: whatever was sent before what they answer now will get no answer any more.
+        while awaited and topic.unanswered.popleft() != answer.op:
+            pass
+        if isinstance(answer, Refused):
+            topic.refusal = answer
+            if not topic.unanswered:  # a later command says otherwise: it will be answered too
+                topic.sent = topic.held = answer.op == "unsubscribe"
+                topic.wanted = topic.wanted and name in self._changed
+            return
+        topic.held = answer.op == "subscribe"
+        if not awaited and not topic.unanswered and name not in self._changed:
+            topic.wanted = topic.sent = topic.held  # asked for in the URL, or by a command of the user's own making
+
+    def _tidy(self) -> None:
+        self._topics = {
+            name: topic
+            for name, topic in self._topics.items()
+            if topic.wanted or topic.held or topic.unanswered or topic.refusal or name in self._changed
+        }
+        self._awaited = frozenset(
+            name.partition(":")[0] for name, topic in self._topics.items() if "subscribe" in topic.unanswered
+        )
+
+
+def _commands(op: Op, topics: list[str]) -> Iterator[str]:
+    for start in range(0, len(topics), MAX_ARGS):
+        yield msgspec.json.encode({"op": op, "args": topics[start : start + MAX_ARGS]}).decode()
+
+
+def _meant(names: list[str], error: str, status: int | None) -> list[str]:
+    """Which of a command's unanswered topics an error is about: it may name the topic, the table or the symbol, or nothing."""
+    if len(names) <= 1:
+        return names
+    words = set(re.findall(r"[\w.:]*\w", error))
+    for parts in ([(name, name) for name in names], [(name, name.partition(":")[0]) for name in names],
+                  [(name, name.partition(":")[2]) for name in names]):
+        if named := [name for name, part in parts if part in words]:
+            return named
+    if status in (401, 403) and (private := [name for name in names if name.partition(":")[0] in PRIVATE_TABLES]):
+        return private
+    return names

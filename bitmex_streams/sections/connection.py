@@ -1,0 +1,453 @@
+"""`Connection`: the live source, over a websocket.
+
+Three tasks. The *reader* reads ahead into a bounded inbox, stamps what arrives, and shows it to the sans-IO protocol, so that answers are
+seen while the consumer is busy. The *writer* alone writes, for a send that is cancelled half-way corrupts a websocket; everybody
+else queues. The *feeder*, in the middle of a pipeline, queues what comes in. They run shielded from the consumer's cancellation and end
+when the consumer leaves, so that there is always a close handshake, and never a long one.
+"""
+
+from __future__ import annotations
+
+import ssl
+import time
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+import msgspec
+import trio
+
+from ..errors import ConnectionClosed, SubscriptionError
+from ..inbox import Inbox, OutputClosed
+from ..messages import Connected, Disconnected, RawMessage, StateLost
+from ..operator import Source
+from ..protocol import PRIVATE_TABLES, PUBLIC_TABLES, ClientProtocol, Refused, check_topic
+from ..transport import (
+    CLOSE_TIMEOUT,
+    CONNECT_TIMEOUT,
+    MAX_MESSAGE_SIZE,
+    TRANSPORTS,
+    TransportClosed,
+    TransportFactory,
+    check_url,
+)
+
+__all__ = ["NETWORKS", "Connection"]
+
+NETWORKS = {"mainnet": "wss://ws.bitmex.com/realtime", "testnet": "wss://ws.testnet.bitmex.com/realtime"}
+"""The networks that have a name, and their URLs (https://www.bitmex.com/app/wsAPI). BitMEX closed on 2026-09-23."""
+
+LostCallback = Callable[[str, str], None]
+_COMMANDS = None  # in the outbox: what the protocol has to say, as it is when its turn comes
+
+
+class Connection(Source):
+    """The realtime feed of a server that speaks BitMEX's protocol.
+
+    Gives `Connected`, then a `RawMessage` for every message, in order, and at the end `Disconnected`; `StateLost` (topic None) where
+    messages became too old to be trusted. ``received`` is the arrival at this program (ns UTC), whenever it is consumed. In the middle of a
+    pipeline, the items that come in are sent: str as it is, anything else as JSON. One Connection can be open once at a time.
+
+    ``network``: ``"mainnet"``, ``"testnet"``, or a ``ws://`` or ``wss://`` URL.
+    ``subscribe``: topics (``table`` or ``table:symbol``) to subscribe to right after the handshake. One that is refused ends the stream.
+    ``connect_timeout``: seconds for TCP, TLS and the handshake together.
+    ``subscribe_timeout``: seconds that `subscribe` and `unsubscribe` wait for the server's answer.
+    ``max_lag``: seconds that a full buffer may stop the reading before what waits in the socket counts as too old: then all state is lost
+    (a `StateLost` mark, and the callbacks of `watch`), and when reading goes on, all topics are asked for anew.
+    ``buffer_size``, ``buffer_bytes``: how many messages, and how many bytes of them, are read ahead of the consumer.
+    ``max_message_size``: bytes; the connection is closed (1009) by a larger message. Partials of all symbols have some 5 MB.
+    ``ssl_context``: for ``wss://`` URLs; default: the system's certificates.
+    ``transport``: a name in `bitmex_streams.transport.TRANSPORTS`, or a factory like those.
+
+    How the stream ends: after a normal close by the server (1000) it just does; after any other with `ConnectionClosed`; with
+    `ConnectionFailed` when no connection could be made; with `SubscriptionError` when a topic of ``subscribe`` was refused; in each case after
+    everything that arrived before. Leaving it (also by cancellation) closes the websocket, which takes at most 2 seconds.
+
+    Raises ValueError for a bad URL, network or topic.
+    """
+
+    rate = 1.0
+
+    def __init__(
+        self,
+        network: str,
+        *,
+        subscribe: Iterable[str] = (),
+        connect_timeout: float = CONNECT_TIMEOUT,
+        subscribe_timeout: float = 10.0,
+        max_lag: float = 10.0,
+        buffer_size: int = 10_000,
+        buffer_bytes: int = 2**26,
+        max_message_size: int = MAX_MESSAGE_SIZE,
+        ssl_context: ssl.SSLContext | None = None,
+        transport: str | TransportFactory = "default",
+    ) -> None:
+        self.url = _url_of(network)
+        """The URL connected to; it is also the ``source`` of the items."""
+        for name, number in (
+            ("connect_timeout", connect_timeout),
+            ("subscribe_timeout", subscribe_timeout),
+            ("max_lag", max_lag),
+            ("buffer_size", buffer_size),
+            ("buffer_bytes", buffer_bytes),
+            ("max_message_size", max_message_size),
+        ):
+            if not number > 0:
+                raise ValueError(f"{name} has to be greater than 0, not {number!r}")
+        if ssl_context is not None and not self.url.startswith("wss:"):
+            raise ValueError(f"ssl_context is for wss:// URLs, and {self.url} is none")
+        if isinstance(transport, str):
+            if transport not in TRANSPORTS:
+                raise ValueError(f"there is no transport {transport!r}; there are: {', '.join(sorted(TRANSPORTS))}")
+            transport = TRANSPORTS[transport]
+        self.connect_timeout = connect_timeout
+        self.subscribe_timeout = subscribe_timeout
+        self.max_lag = max_lag
+        self.buffer_size = buffer_size
+        self.buffer_bytes = buffer_bytes
+        self.max_message_size = max_message_size
+        self._ssl_context = ssl_context
+        self._transport = transport
+        self._protocol = ClientProtocol()
+        self._session: _Session | None = None
+        self._ended = False
+        self._watchers: list[LostCallback] = []
+        self._news = trio.lowlevel.ParkingLot()  # something that `_settle` waits for may have come about
+        topics = [check_topic(topic) for topic in ([subscribe] if isinstance(subscribe, str) else subscribe)]
+        self._required = set(self._protocol.subscribe(topics))
+
+    def __repr__(self) -> str:
+        state = "connected" if self.connected else "ended" if self._ended else "not connected"
+        return f"<Connection to {self.url}: {state}>"
+
+    @property
+    def connected(self) -> bool:
+        """Whether the connection stands."""
+        return self._session is not None and self._session.connected
+
+    @property
+    def subscriptions(self) -> frozenset[str]:
+        """The topics in force: acknowledged by the server, or sent by one that does not acknowledge."""
+        return self._protocol.subscriptions
+
+    async def subscribe(self, *topics: str) -> None:
+        """Subscribe to topics (``table`` or ``table:symbol``) and wait until the server has answered for each.
+
+        The answer is its acknowledgement or, from servers that send none, the first message of the topic. Before the connection stands
+        the topics are remembered, and sent then. Subscribing again is no error. A topic that a subscribed one covers (``trade:XBTUSD`` by
+        ``trade``) is satisfied by that one, and not remembered beside it; subscribing to ``trade`` first gives up ``trade:XBTUSD``.
+
+        Cancelling the wait leaves the command in force, and so does a timeout. Raises `SubscriptionError` when the server refuses
+        or does not answer within ``subscribe_timeout``, `ConnectionClosed` when the connection has ended, ValueError for what is no topic.
+        """
+        await self._settle(self._protocol.subscribe, topics)
+
+    async def unsubscribe(self, *topics: str) -> None:
+        """Give topics up, and wait until the server has answered. For topics that are not subscribed, nothing happens.
+
+        The topics have to be named as they were subscribed: giving up ``trade:XBTUSD`` while ``trade`` is subscribed does nothing.
+        Cancellation and errors: as for `subscribe`.
+        """
+        self._required.difference_update(topics)
+        await self._settle(self._protocol.unsubscribe, topics)
+
+    def resync(self, topic: str) -> None:
+        """Ask for ``topic`` anew (unsubscribe, then subscribe), so that a new partial comes; synchronous: it is queued.
+
+        A topic that a subscribed one covers, or that covers subscribed ones, stands for those. Nothing happens for what is not
+        subscribed, or while such a request is under way.
+        """
+        if self._protocol.resync(topic):
+            self._wake_writer()
+
+    def watch(self, callback: LostCallback) -> Callable[[], None]:
+        """Have ``callback(source, reason)`` called, at once and ahead of the stream, when all state of this connection is lost.
+
+        It is called synchronously, from the reader, and must not raise. Returns a function that ends this; calling it again does nothing.
+        """
+        self._watchers.append(callback)
+
+        def unwatch() -> None:
+            if callback in self._watchers:
+                self._watchers.remove(callback)
+
+        return unwatch
+
+    @asynccontextmanager
+    async def batches(self, input: AsyncIterable[Any] | None) -> AsyncIterator[_Session]:
+        """Open the connection for as long as the context lasts: see `Source.batches`. It is made in the background."""
+        if self._session is not None:
+            raise RuntimeError(f"{self!r} is open already: a Connection can be opened once at a time; make another one")
+        session = self._session = _Session(self)
+        self._ended = False
+        error: BaseException | None = None
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(session.run, input)
+                try:
+                    yield session
+                except BaseException as exc:  # raised below: a nursery would make a group of it
+                    error = exc
+                session.stop()
+                with trio.CancelScope(shield=True):
+                    await session.over.wait()
+        finally:
+            self._session = None
+        if error is not None:
+            raise error
+
+    # --- between the user's calls and the session ---
+
+    def _wake_writer(self) -> None:
+        if self._session is not None:
+            self._session.wake_writer()
+
+    def _lose_state(self, reason: str) -> None:
+        for callback in list(self._watchers):
+            callback(self.url, reason)
+
+    async def _settle(self, ask: Callable[[Sequence[str]], list[str]], topics: tuple[str, ...]) -> None:
+        for topic in topics:
+            check_topic(topic)
+        self._check_open()
+        asked = ask(topics)
+        self._wake_writer()
+        since = trio.current_time()
+        await trio.lowlevel.checkpoint()
+        while waiting := [topic for topic in asked if not self._protocol.settled(topic)]:
+            self._check_open()
+            with trio.CancelScope(deadline=self._answer_deadline(since)):
+                await self._news.park()
+                continue
+            raise self._unanswered(waiting)
+        for topic in asked:
+            if refused := self._protocol.refusal(topic):
+                raise _subscription_error(refused)
+        self._check_open()
+
+    def _check_open(self) -> None:
+        if self._ended:
+            raise ConnectionClosed(f"the connection to {self.url} has ended: subscriptions need an open one")
+
+    def _answer_deadline(self, since: float) -> float:
+        session = self._session
+        if session is not None:  # connecting has a timeout of its own
+            since = max(since, session.connected_at)
+        return since + self.subscribe_timeout
+
+    def _unanswered(self, topics: list[str]) -> SubscriptionError:
+        session = self._session
+        if session is None:
+            why = "the connection is not open: a pipeline starts with its first tap, or with start()"
+        elif session.inbox.full:
+            why = (
+                "the buffer of the connection is full, so its answer cannot be read: a section is stuck, or a `block` tap is open "
+                "that nobody reads (close it, read it, or open it with another overflow policy)"
+            )
+        elif unknown := [topic for topic in topics if topic.partition(":")[0] not in PUBLIC_TABLES | PRIVATE_TABLES]:
+            why = f"the server may have no such table as {unknown[0].partition(':')[0]!r}"
+        else:
+            why = "the server may not acknowledge commands, and have no data of it; the command stays in force"
+        return SubscriptionError(
+            f"no answer about {', '.join(topics)} from {self.url} within {self.subscribe_timeout:g} s: {why}", topic=topics[0]
+        )
+
+
+class _Session:
+    """One life of a `Connection`, from connecting to the end; what `Connection.batches` gives."""
+
+    def __init__(self, connection: Connection) -> None:
+        self.connection = connection
+        self.protocol = connection._protocol
+        self.inbox = Inbox(connection.buffer_size, connection.buffer_bytes)
+        self.connected = False
+        self.connected_at = float("inf")  # on trio's clock
+        self.over = trio.Event()
+        self._outbox = Inbox(16)
+        self._writer_woken = False
+        self._written = trio.Event()
+        self._stopping = False
+        self._work = trio.CancelScope()
+        self._error: Exception | None = None
+        self._epoch = 0
+        self._transport = connection._transport(
+            connection.url,
+            ssl_context=connection._ssl_context,
+            extra_headers=(),
+            max_message_size=connection.max_message_size,
+            connect_timeout=connection.connect_timeout,
+        )
+
+    async def receive(self) -> Sequence[Any]:
+        """See `Batches.receive`."""
+        return await self.inbox.take()
+
+    def stop(self) -> None:
+        """The consumer has left."""
+        self._stopping = True
+        self.inbox.shut()
+        self._work.cancel()
+
+    def wake_writer(self) -> None:
+        """Have the writer look at what the protocol has to say."""
+        if self.connected and not self._writer_woken and self._outbox.wanted:
+            self._writer_woken = True
+            self._outbox.put_nowait(_COMMANDS)
+
+    async def run(self, input: AsyncIterable[Any] | None) -> None:
+        try:
+            with trio.CancelScope(shield=True):
+                async with trio.open_nursery() as nursery:
+                    await self._live(nursery, input)
+                    nursery.cancel_scope.cancel()
+        finally:
+            self.over.set()
+
+    async def _live(self, nursery: trio.Nursery, input: AsyncIterable[Any] | None) -> None:
+        """All of it; errors go to the inbox, not into the nursery, which would make a group of them."""
+        closed = TransportClosed(1000, "closed by this side")
+        with self._work:
+            try:
+                await self._transport.connect(nursery)
+                self._connect(nursery, input)
+                await self._read()
+            except TransportClosed as exc:
+                closed = exc
+                if closed.code != 1000:
+                    self._fail(self._closed_error(closed))
+            except Exception as exc:
+                self._fail(exc)
+        self._end(closed)
+        with trio.move_on_after(CLOSE_TIMEOUT):
+            try:
+                await self._written.wait()  # a send that is cancelled half-way corrupts a websocket
+            finally:
+                await self._transport.aclose()
+
+    def _connect(self, nursery: trio.Nursery, input: AsyncIterable[Any] | None) -> None:
+        self.connected = True
+        self.connected_at = trio.current_time()
+        # The wall clock once, trio's from there on: a step of the wall clock is no step of `received`.
+        self._epoch = time.time_ns() - int(self.connected_at * 1e9)
+        self.inbox.put_nowait(Connected(self._now(), self.connection.url))
+        nursery.start_soon(self._guarded, self._write)
+        if input is not None:
+            nursery.start_soon(self._guarded, self._feed, input)
+        self.wake_writer()
+        self.connection._news.unpark_all()
+
+    def _end(self, closed: TransportClosed) -> None:
+        """Nothing will be read any more: tell everybody."""
+        connection = self.connection
+        connection._ended = True
+        if self.connected:
+            self.connected = False
+            connection._lose_state(f"disconnected ({closed.code}{': ' if closed.reason else ''}{closed.reason})")
+            if not self._stopping:
+                self.inbox.put_nowait(Disconnected(self._now(), connection.url, closed.code, closed.reason))
+        else:
+            self._written.set()
+        self._outbox.close()
+        self.inbox.close(self._error)
+        self.protocol.disconnected()
+        connection._news.unpark_all()
+
+    # --- the tasks ---
+
+    async def _read(self) -> None:
+        receive, protocol, inbox, url = self._transport.receive, self.protocol, self.inbox, self.connection.url
+        while True:
+            messages = await receive()
+            received = self._now()
+            for data in messages:
+                answers = protocol.receive(data)
+                if answers:
+                    self.connection._news.unpark_all()
+                if inbox.full:
+                    await self._wait_for_room()
+                inbox.put_nowait(RawMessage(received, data, url), len(data))
+                for answer in answers:
+                    if isinstance(answer, Refused) and answer.op == "subscribe" and answer.topic in self.connection._required:
+                        raise _subscription_error(answer)
+
+    async def _wait_for_room(self) -> None:
+        connection = self.connection
+        with trio.move_on_after(connection.max_lag):
+            await self.inbox.wait_for_room()
+            return
+        reason = f"the consumer held up reading for more than {connection.max_lag:g} s: what waits in the socket is too old"
+        connection._lose_state(reason)
+        self.inbox.put_nowait(StateLost(self._now(), connection.url, reason))
+        await self.inbox.wait_for_room()
+        if self.protocol.resync():
+            self.wake_writer()
+
+    async def _write(self) -> None:
+        try:
+            while True:
+                for item in await self._outbox.take():
+                    if item is _COMMANDS:
+                        self._writer_woken = False
+                        messages = self.protocol.commands()
+                        self.connection._news.unpark_all()  # what was taken back before it was sent is settled
+                    else:
+                        messages = [item]
+                    for message in messages:
+                        await self._transport.send(message)
+        except (trio.EndOfChannel, TransportClosed):
+            pass  # the reader knows why
+        finally:
+            self._outbox.shut()
+            self._written.set()
+
+    async def _feed(self, input: AsyncIterable[Any]) -> None:
+        async for item in input:
+            try:
+                text = item if isinstance(item, str) else msgspec.json.encode(item).decode()
+            except (TypeError, ValueError) as exc:
+                raise TypeError(f"cannot send {item!r} to {self.connection.url}: send str, or what JSON can hold") from exc
+            try:
+                await self._outbox.put(text)
+            except OutputClosed:
+                return
+
+    async def _guarded(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
+        try:
+            await task(*args)
+        except Exception as exc:
+            self._fail(exc)
+            self._work.cancel()
+
+    def _fail(self, error: Exception) -> None:
+        if self._error is None:
+            self._error = error
+
+    def _now(self) -> int:
+        return self._epoch + int(trio.current_time() * 1e9)
+
+    def _closed_error(self, closed: TransportClosed) -> ConnectionClosed:
+        url, code, reason = self.connection.url, closed.code, closed.reason
+        if code == 1009:
+            what = f"a message was larger than max_message_size={self.connection.max_message_size} bytes: raise it"
+        elif code == 1006:
+            what = f"the connection broke without a close frame{f' ({reason})' if reason else ''}"
+        else:
+            what = f"the server closed it with code {code}{f': {reason}' if reason else ''}"
+        return ConnectionClosed(f"the connection to {url} ended: {what}", code=code, reason=reason)
+
+
+def _url_of(network: str) -> str:
+    if network in NETWORKS:
+        return NETWORKS[network]
+    if "://" not in network:
+        raise ValueError(f"{network!r} is no network: say {' or '.join(map(repr, NETWORKS))}, or give a ws:// or wss:// URL")
+    return check_url(network)
+
+
+def _subscription_error(refused: Refused) -> SubscriptionError:
+    status = "" if refused.status is None else f" with status {refused.status}"
+    return SubscriptionError(
+        f"the exchange refused to {refused.op} {refused.topic!r}{status}: {refused.error}",
+        topic=refused.topic,
+        status=refused.status,
+    )

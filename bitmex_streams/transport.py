@@ -1,0 +1,373 @@
+"""The websocket under a `Connection`, and what a `Connection` asks of one.
+
+`WebsocketTransport` is slurry-websocket's section on a stream of our own: it opens TCP and TLS itself, so that a certificate
+that does not verify is an error at once, reads in large chunks, keeps the first bytes of the answer, so that the status of a refusal is
+known however the refusal is made, and always closes the stream. trio-websocket's reader may end without telling anybody who waits for it
+(0.9.2: after protocol errors, or a connection lost while closing; all versions: at a close before the handshake is complete), so
+every wait for it here ends with it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import re
+import socket
+import ssl
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Sequence
+from types import SimpleNamespace
+from typing import Any, Protocol
+from urllib.parse import urlsplit
+
+import msgspec
+import trio
+import trio_websocket
+from slurry_websocket import Websocket
+from wsproto.utilities import LocalProtocolError
+
+from .errors import ConnectionFailed
+
+__all__ = ["TRANSPORTS", "Transport", "TransportClosed", "TransportFactory", "WebsocketTransport", "check_url"]
+
+CONNECT_TIMEOUT = 10.0
+CLOSE_TIMEOUT = 2.0
+MAX_MESSAGE_SIZE = 64 * 2**20  # partials of every symbol are some 5 MB
+_CHUNK = 2**16
+_REFUSAL_GRACE = 0.5  # seconds that the text of a refusal has to arrive: some have no length, and no end
+
+
+class TransportClosed(Exception):
+    """The websocket is closed. ``code`` (int; 1006: without a close frame) and ``reason`` (str) are the websocket's."""
+
+    def __init__(self, code: int = 1006, reason: str = "") -> None:
+        super().__init__(code, reason)
+        self.code = code
+        self.reason = reason
+
+
+class Transport(Protocol):
+    """What a `Connection` needs of a websocket client; each instance is used for one connection.
+
+    One task receives and one sends (a send that is cancelled half-way corrupts a websocket), at the same time.
+    """
+
+    async def connect(self, nursery: trio.Nursery) -> None:
+        """Connect and shake hands; tasks it needs live in ``nursery``. Raises `ConnectionFailed`; leaves nothing open then, or when cancelled."""
+
+    async def receive(self) -> Sequence[str | bytes]:
+        """The next messages, at least one, in order. Safe to cancel. Raises `TransportClosed` after the last one."""
+
+    async def send(self, message: str) -> None:
+        """Send one text message. Not safe to cancel. Raises `TransportClosed`."""
+
+    async def ping(self) -> None:
+        """Send a ping frame and wait for its pong. Raises `TransportClosed`."""
+
+    async def aclose(self, code: int = 1000, reason: str | None = None) -> None:
+        """Close with a close handshake; when cancelled (already), without one. No socket is left open. Never raises on its own account."""
+
+
+TransportFactory = Callable[..., Transport]
+"""Called as ``factory(url, ssl_context=, extra_headers=, max_message_size=, connect_timeout=)``."""
+
+
+def check_url(url: str) -> str:
+    """Give back ``url`` if a websocket can be opened with it; else ValueError that says what is wrong."""
+    try:
+        parts = urlsplit(url)
+        usable = parts.scheme in ("ws", "wss") and bool(parts.hostname) and parts.port != 0
+    except ValueError as exc:  # a bad port, or half of the brackets of an IPv6 address
+        raise ValueError(f"{url!r} is not a websocket URL: {exc}") from None
+    if not usable:
+        raise ValueError(f"{url!r} is not a websocket URL: it has to look like wss://host/realtime or ws://host:port/realtime")
+    if parts.username is not None or parts.password is not None:
+        raise ValueError("a websocket URL must not hold a user name or password: URLs are logged and recorded")
+    return url
+
+
+class _Wire(trio.abc.Stream):
+    """The stream under trio-websocket, which reads 4 KiB at a time where we let it; see `head` for the other reason."""
+
+    def __init__(self, stream: trio.abc.Stream, on_refusal: Callable[[], None]) -> None:
+        self._stream = stream
+        self._on_refusal = on_refusal
+        self._shaking_hands = True
+        self.head = b""
+        """The first bytes that the server sent: the answer to the handshake. trio-websocket tells of a refusal only when it is complete."""
+
+    @property
+    def status(self) -> int | None:
+        """The HTTP status of that answer, once it is there."""
+        found = re.match(rb"HTTP/1\.[01] (\d{3})\b", self.head)
+        return int(found[1]) if found else None
+
+    @property
+    def words(self) -> str:
+        """What a refusal says in its body, shortened, where that is text."""
+        body = self.head.partition(b"\r\n\r\n")[2][:500].decode("utf-8", "replace")
+        return " ".join("".join(char if char.isprintable() else " " for char in body).split())[:200]
+
+    async def receive_some(self, max_bytes: int | None = None) -> bytes:
+        data: bytes = await self._stream.receive_some(_CHUNK)
+        if self._shaking_hands:
+            self.head += data[:_CHUNK]
+            if b"\r\n\r\n" in self.head or len(self.head) > _CHUNK:
+                if self.status == 101:
+                    self._shaking_hands = False
+                elif self.status is not None:
+                    self._on_refusal()
+        return data
+
+    async def send_all(self, data: bytes) -> None:
+        await self._stream.send_all(data)
+
+    async def wait_send_all_might_not_block(self) -> None:
+        await self._stream.wait_send_all_might_not_block()
+
+    async def aclose(self) -> None:
+        await self._stream.aclose()
+
+
+class WebsocketTransport(Websocket):
+    """slurry-websocket's section as a `Transport`; it still works as a section of its own, too.
+
+    ``url``: ``ws://`` or ``wss://``. ``ssl_context``: for ``wss://``; default: the system's certificates. ``extra_headers``: (name, value) pairs of
+    bytes for the handshake. ``max_message_size``: in characters or bytes; a larger message closes the connection with 1009.
+    ``connect_timeout``, ``disconnect_timeout``: seconds. ``stream``: a stream that stands already and is used in place of a new TCP
+    connection (TLS is then its maker's business).
+    """
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        ssl_context: ssl.SSLContext | None = None,
+        extra_headers: Sequence[tuple[bytes, bytes]] = (),
+        max_message_size: int = MAX_MESSAGE_SIZE,
+        connect_timeout: float = CONNECT_TIMEOUT,
+        disconnect_timeout: float = CLOSE_TIMEOUT,
+        stream: trio.abc.Stream | None = None,
+        parse_json: bool = True,
+    ) -> None:
+        super().__init__(
+            check_url(url),
+            ssl_context,
+            extra_headers=list(extra_headers),
+            max_message_size=max_message_size,
+            connect_timeout=connect_timeout,
+            disconnect_timeout=disconnect_timeout,
+            parse_json=parse_json,
+        )
+        parts = urlsplit(url)
+        assert parts.hostname is not None
+        self.use_ssl = parts.scheme == "wss"
+        self.host = parts.hostname
+        self.port = parts.port or (443 if self.use_ssl else 80)
+        self.resource = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        self._stream = stream
+        self._wire: _Wire | None = None
+        self._reader_ended = False
+        self._reader_error: Exception | None = None
+        self._waits: set[trio.CancelScope] = set()
+
+    @property
+    def host_header(self) -> str:
+        """The Host header: brackets around an IPv6 address, the port where it is not the scheme's own (RFC 7230, 5.4)."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.use_ssl else 80) else f"{host}:{self.port}"
+
+    # --- connecting ---
+
+    async def connect(self, nursery: trio.Nursery) -> None:
+        """See `Transport.connect`. Raises `ConnectionFailed`, with the HTTP status where the server refused."""
+        try:
+            with trio.move_on_after(self.connect_timeout):
+                self._wire = _Wire(self._stream or await self._open_stream(), self._expect_refusal)
+                await self._shake_hands(nursery, self._wire)
+                return
+            where = f"a connection to {self.host} port {self.port}" if self._wire is None else "an answer to the handshake"
+            raise ConnectionFailed(
+                f"no connection to {self.url}: no sign of {where} within {self.connect_timeout:g} s; "
+                "check the address and the network, or raise connect_timeout"
+            )
+        except BaseException:
+            if self._wire is not None:
+                await trio.aclose_forcefully(self._wire)
+            raise
+
+    async def _open_stream(self) -> trio.abc.Stream:
+        try:
+            stream: trio.abc.Stream = await trio.open_tcp_stream(self.host, self.port)
+        except OSError as exc:
+            raise ConnectionFailed(f"no connection to {self.url}: {_explain(exc, self.host, self.port)}") from exc
+        if not self.use_ssl:
+            return stream
+        context = self.ssl_context or ssl.create_default_context()
+        tls = trio.SSLStream(stream, context, server_hostname=self.host, https_compatible=True)
+        try:
+            await tls.do_handshake()
+        except BaseException as exc:
+            await trio.aclose_forcefully(stream)
+            if not isinstance(exc, trio.BrokenResourceError | ssl.SSLError | OSError):
+                raise
+            cause = exc if isinstance(exc, ssl.SSLError) else exc.__cause__ or exc
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                why = (
+                    f"the server's certificate does not verify: {cause.verify_message or cause}; check the host name and the "
+                    "clock, or pass an ssl_context that trusts it"
+                )
+            else:
+                why = f"the TLS handshake failed ({cause}); is it a TLS server? (ws:// is the scheme without TLS)"
+            raise ConnectionFailed(f"no connection to {self.url}: {why}") from cause
+        return tls
+
+    async def _shake_hands(self, nursery: trio.Nursery, wire: _Wire) -> None:
+        # trio-websocket starts its reader in the nursery it is given, and that is all it wants of it: so we see how the reader ends.
+        watched = SimpleNamespace(start_soon=lambda reader: nursery.start_soon(self._run_reader, reader))
+        with self._ending_with_reader():
+            self._connection = await trio_websocket.wrap_client_stream(
+                watched,
+                wire,
+                self.host_header,
+                self.resource,
+                extra_headers=list(self.extra_headers),
+                message_queue_size=0,  # a message larger than allowed discards what is queued
+                max_message_size=self.max_message_size,
+            )
+            return
+        status = wire.status
+        if status is not None and status != 101:
+            said = f": {wire.words}" if wire.words else ""
+            raise ConnectionFailed(
+                f"{self.url} refused the connection with HTTP status {status}{said}{_ADVICE.get(status, '')}", status=status
+            ) from self._reader_error
+        how = f"answered what is no websocket handshake ({self._reader_error})" if wire.head else "closed the connection during the handshake"
+        raise ConnectionFailed(f"no connection to {self.url}: the server {how}; is it a websocket server?") from self._reader_error
+
+    async def _run_reader(self, reader: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await reader()
+        except Exception as exc:  # a refusal, or what leaks while closing: those who wait say what it means
+            self._reader_error = exc
+        finally:
+            self._reader_ended = True
+            for scope in self._waits:
+                scope.cancel()
+
+    def _expect_refusal(self) -> None:
+        for scope in self._waits:
+            scope.deadline = trio.current_time() + _REFUSAL_GRACE
+
+    @contextlib.contextmanager
+    def _ending_with_reader(self) -> Iterator[None]:
+        """Leave the block when trio-websocket's reader has ended: it has handed over all it had, and whoever still waits would for ever."""
+        with trio.CancelScope() as scope:
+            self._waits.add(scope)
+            if self._reader_ended:
+                scope.cancel()
+            try:
+                yield
+            finally:
+                self._waits.discard(scope)
+
+    # --- connected ---
+
+    async def receive(self) -> Sequence[str | bytes]:
+        """See `Transport.receive`."""
+        try:
+            with self._ending_with_reader():
+                return (await self._connection.get_message(),)
+        except trio_websocket.ConnectionClosed:
+            pass
+        raise self._closed()
+
+    async def send(self, message: str) -> None:
+        """See `Transport.send`."""
+        try:
+            await self._connection.send_message(message)
+        except (trio_websocket.ConnectionClosed, LocalProtocolError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            raise self._closed() from exc
+
+    async def ping(self, payload: bytes | None = None) -> None:
+        """See `Transport.ping`."""
+        try:
+            with self._ending_with_reader():
+                await self._connection.ping(payload)
+                return
+        except (trio_websocket.ConnectionClosed, LocalProtocolError, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass
+        raise self._closed()
+
+    def _closed(self) -> TransportClosed:
+        closed = self._connection.closed
+        if closed is None:
+            return TransportClosed(1006, str(self._reader_error or ""))
+        return TransportClosed(int(closed.code), closed.reason or "")
+
+    async def aclose(self, code: int = 1000, reason: str | None = None) -> None:
+        """See `Transport.aclose`."""
+        try:
+            if self._connection is not None and not self._reader_ended:
+                with self._ending_with_reader():
+                    await self._connection.aclose(code, reason)
+        except Exception:  # trio-websocket leaks wsproto's errors here; what is closed anyway needs no explanation
+            pass
+        finally:
+            if self._wire is not None:
+                with contextlib.suppress(trio.BrokenResourceError):
+                    await trio.aclose_forcefully(self._wire)
+
+    async def pump(self, input: AsyncIterable[Any] | None, output: Callable[[Any], Awaitable[None]]) -> None:
+        """Run as a section: received messages come out, items that come in are sent; JSON both ways with ``parse_json``."""
+
+        async def send_all() -> None:
+            assert input is not None
+            with contextlib.suppress(TransportClosed):
+                async for item in input:
+                    await self.send(msgspec.json.encode(item).decode() if self.parse_json else item)
+
+        error: Exception | None = None
+        async with trio.open_nursery() as nursery:
+            try:
+                await self.connect(nursery)
+                if input is not None:
+                    nursery.start_soon(send_all)
+                while True:
+                    for message in await self.receive():
+                        await output(msgspec.json.decode(message) if self.parse_json else message)
+            except TransportClosed as closed:
+                error = None if closed.code == 1000 else trio_websocket.ConnectionClosed(self._connection.closed)
+            except Exception as exc:  # raised below: a nursery would make a group of it
+                error = exc
+            finally:
+                with trio.move_on_after(self.disconnect_timeout):
+                    await self.aclose()
+                nursery.cancel_scope.cancel()
+        if error is not None:
+            raise error
+
+
+TRANSPORTS: dict[str, TransportFactory] = {"default": WebsocketTransport}
+"""The transports that `Connection` knows by name."""
+
+_ADVICE = {
+    401: "; the API key or its signature is not accepted",
+    403: "; this client is not let in",
+    404: "; check the path of the URL: BitMEX's is /realtime",
+    429: "; too many connections or requests: wait before the next one",
+    503: "; the server is overloaded or down: try again later",
+}
+
+
+def _explain(error: OSError, host: str, port: int) -> str:
+    """Why a TCP connection could not be opened, and what to do. trio groups the errors of several addresses."""
+    if isinstance(error, socket.gaierror):
+        return f"the name {host!r} cannot be resolved ({error.strerror}); check the name and the network"
+    cause: BaseException = error
+    while getattr(cause, "errno", None) is None:
+        inner = getattr(cause, "exceptions", None) or [cause.__cause__]
+        if inner[0] is None:
+            break
+        cause = inner[0]
+    if isinstance(cause, ConnectionRefusedError):
+        return f"nothing listens on {host} port {port} (connection refused); is the server running?"
+    return f"{getattr(cause, 'strerror', None) or cause}; check the address and the network"

@@ -91,8 +91,8 @@ async def _pump_process(section: ProcessSection, input: Tap | None, output: Inbo
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             async for item in input:
                 batch = [item, *input._drain()]
-                await trio.to_thread.run_sync(to_child.send, batch)
-            await trio.to_thread.run_sync(to_child.send, None)
+                await trio.to_thread.run_sync(to_child.send_bytes, pickle.dumps(batch))
+            await trio.to_thread.run_sync(to_child.send_bytes, pickle.dumps(None))
 
     async def end_with_scope() -> None:
         try:
@@ -107,7 +107,7 @@ async def _pump_process(section: ProcessSection, input: Tap | None, output: Inbo
                 nursery.start_soon(feed)
             while True:
                 try:
-                    kind, value = await trio.to_thread.run_sync(from_child.recv)
+                    kind, value = pickle.loads(await trio.to_thread.run_sync(from_child.recv_bytes))
                 except (EOFError, ConnectionResetError):
                     await trio.lowlevel.checkpoint_if_cancelled()  # killed with our scope
                     kind, value = "died", None
@@ -152,23 +152,27 @@ def _refine_in_child(section: ProcessSection, receiver: Pipe | None, sender: Pip
     with contextlib.suppress(ValueError):
         signal.set_wakeup_fd(-1)  # a fork shares trio's
 
+    def put(kind: str, value: Any) -> None:
+        # Pickled here, not by the connection: when that fails to send, it leaves buffers behind that complain when collected.
+        sender.send_bytes(pickle.dumps((kind, value)))
+
     def items(receiver: Pipe) -> Iterator[Any]:
-        while (batch := receiver.recv()) is not None:
+        while (batch := pickle.loads(receiver.recv_bytes())) is not None:
             yield from batch
 
     try:
-        section.refine(None if receiver is None else items(receiver), lambda item: sender.send(("item", item)))
+        section.refine(None if receiver is None else items(receiver), lambda item: put("item", item))
     except BaseException as error:
         text = "".join(traceback.format_exception(error))
         pickled: bytes | None = None
         with contextlib.suppress(Exception):
             pickled = pickle.dumps(error)
             pickle.loads(pickled)  # some can be pickled, but not be made again
-            sender.send(("error", (pickled, text)))
+            put("error", (pickled, text))
             return
-        sender.send(("error", (None, text)))
+        put("error", (None, text))
     else:
-        sender.send(("end", None))
+        put("end", None)
 
 
 # --- errors -------------------------------------------------------------------------------------------------------------

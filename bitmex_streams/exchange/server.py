@@ -1,0 +1,344 @@
+"""The exchange's side of the protocol: `Session` is what one client says and hears, `open_exchange` serves it over websockets.
+
+A `Session` does no I/O: text goes in by `receive`, comes out by ``send`` into a bounded queue. The markets never wait for a client: one whose
+queue is full is cut off.
+
+Protocol: https://www.bitmex.com/app/wsAPI; the words of errors are those that were received from the exchange, as far as known.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import asynccontextmanager
+from datetime import datetime
+from typing import Any
+from urllib.parse import parse_qs, urlsplit
+
+import msgspec
+import trio
+from trio_websocket import ConnectionClosed, wrap_server_stream
+from wsproto.utilities import LocalProtocolError
+
+from ..inbox import Inbox
+from .simulation import SECOND, Simulation
+from .tables import PRIVATE_TABLES, SCHEMAS, Feed, Tables, iso, topic_name
+
+__all__ = ["DEFAULT_SYMBOLS", "MAX_ARGUMENTS", "Exchange", "Session", "open_exchange"]
+
+DEFAULT_SYMBOLS = ("XBTUSD", "ETHUSD", "XBTUSDT", "SOLUSDT")
+MAX_ARGUMENTS = 20
+HANDSHAKE_TIMEOUT = 10.0
+CLOSE_TIMEOUT = 1.0
+MAX_COMMAND_SIZE = 65_536
+EVENTS_AT_ONCE = 200  # then everybody else may run
+DOCS = "https://www.bitmex.com/app/wsAPI"
+
+HELP = {
+    "info": f"See {DOCS} and https://www.bitmex.com/explorer for more documentation.",
+    "usage": 'To issue a command, send a JSON message: {"op": command, "args": [arg1, arg2, ...]}.',
+    "ops": ["authKeyExpires", "cancelAllAfter", "help", "ping", "subscribe", "unsubscribe"],
+    "subscribe": 'To subscribe, send: {"op": "subscribe", "args": [subscriptionTopic, ...]}.',
+    "subscriptionSubjects": {"authenticationRequired": list(PRIVATE_TABLES), "public": list(SCHEMAS)},
+}
+
+
+class Refused(Exception):
+    """What a client asked for cannot be done; ``status`` is like HTTP's."""
+
+    def __init__(self, error: str, status: int = 400) -> None:
+        super().__init__(error)
+        self.status = status
+
+
+class Session:
+    """One client: its subscriptions, and the answers to what it says. Messages for it go to ``send``, one at a time, as text."""
+
+    def __init__(self, feed: Feed, tables: Tables, send: Callable[[str], None]) -> None:
+        self.topics: dict[tuple[str, str | None], None] = {}
+        self.send = send
+        self._feed = feed
+        self._tables = tables
+
+    def welcome(self, now: int, remaining: int) -> None:
+        """Greet, as the first message. ``remaining``: the connections still allowed."""
+        self._answer({
+            "info": "Welcome to the BitMEX Realtime API.", "version": "2.0.0", "timestamp": iso(now), "docs": DOCS,
+            "heartbeatEnabled": False, "limit": {"remaining": remaining},
+        })  # fmt: skip
+
+    def receive(self, message: str | bytes) -> None:
+        """Answer one message of the client."""
+        if message in ("ping", b"ping"):
+            self.send("pong")
+            return
+        if message in ("help", b"help"):
+            self._answer(HELP)
+            return
+        try:
+            request = msgspec.json.decode(message)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            request = message if isinstance(message, str) else message.decode(errors="replace")
+        try:
+            self._command(request)
+        except Refused as refused:
+            self._refuse(refused, request)
+
+    def subscribe(self, topics: Iterable[str], request: Any) -> None:
+        """Subscribe to topics: for each an acknowledgement and the partial, or an error. ``request`` is echoed."""
+        for topic in topics:
+            try:
+                table, symbol = self._parse_topic(topic)
+                if (table, symbol) in self.topics:
+                    raise Refused(f"You are already subscribed to this topic: {topic}.")
+            except Refused as refused:
+                self._refuse(refused, request)
+                continue
+            self._answer({"success": True, "subscribe": topic, "request": request})
+            # No await from here to the feed: the deltas that follow are of exactly what the partial shows.
+            self.send(self._tables.partial(table, symbol))
+            self.topics[table, symbol] = None
+            self._feed.add(self, table, symbol)
+
+    def unsubscribe(self, topics: Iterable[str], request: Any) -> None:
+        """Give topics up: for each an acknowledgement, or an error."""
+        for topic in topics:
+            try:
+                table, symbol = self._parse_topic(topic)
+                if (table, symbol) not in self.topics:
+                    raise Refused(f"You are not subscribed to this topic: {topic}.")
+            except Refused as refused:
+                self._refuse(refused, request)
+                continue
+            self._leave(table, symbol)
+            self._answer({"success": True, "unsubscribe": topic, "request": request})
+
+    def close(self) -> None:
+        """The client is gone. Idempotent."""
+        for table, symbol in tuple(self.topics):
+            self._leave(table, symbol)
+
+    def _leave(self, table: str, symbol: str | None) -> None:
+        del self.topics[table, symbol]
+        self._feed.remove(self, table, symbol)
+
+    def _command(self, request: Any) -> None:
+        op = request.get("op") if isinstance(request, dict) else None
+        if op in ("subscribe", "unsubscribe"):
+            args = request.get("args", [])
+            topics = args if isinstance(args, list) else [args]
+            if not topics or not all(isinstance(topic, str) for topic in topics):
+                raise Refused(f"The args of {op} must be one or more topics.")
+            if len(topics) > MAX_ARGUMENTS:
+                raise Refused(f"Too many args: {len(topics)}. The maximum is {MAX_ARGUMENTS}.")
+            (self.subscribe if op == "subscribe" else self.unsubscribe)(topics, request)
+        elif op == "ping":
+            self.send("pong")
+        elif op == "help":
+            self._answer(HELP)
+        elif op == "authKeyExpires":
+            raise Refused("Invalid API Key.", 401)
+        elif op == "cancelAllAfter":
+            raise Refused("Authentication is required to use cancelAllAfter.", 401)
+        else:
+            raise Refused("Unrecognized request. See the documentation or send 'help' for more info.")
+
+    def _parse_topic(self, topic: str) -> tuple[str, str | None]:
+        table, colon, symbol = topic.partition(":")
+        if table in PRIVATE_TABLES:
+            raise Refused("User requested an account-locked subscription but no authorization was provided.", 401)
+        schema = SCHEMAS.get(table)
+        if schema is None:
+            raise Refused(f"Unknown table: {table}")
+        if not colon:
+            return table, None
+        if not schema.by_symbol or symbol not in self._tables.markets:
+            raise Refused("Unknown or expired symbol.")
+        return table, symbol
+
+    def _answer(self, answer: Any) -> None:
+        self.send(msgspec.json.encode(answer).decode())
+
+    def _refuse(self, refused: Refused, request: Any) -> None:
+        self._answer({"status": refused.status, "error": str(refused), "meta": {}, "request": request})
+
+
+class Exchange(Simulation):
+    """The embedded exchange as `open_exchange` gives it. Besides what `Simulation` has:
+
+    ``url`` (str): where it is served. ``speed`` (float): seconds of the exchange's time in a second of trio's clock; 0 while it is paused.
+    ``clients`` (int): how many are connected.
+    """
+
+    def __init__(self, symbols: Iterable[str], *, seed: int | str, start_time: int, rate: float, levels: int | None, speed: float,
+                 max_queue_messages: int, max_queue_bytes: int) -> None:
+        if not 0 <= speed < float("inf"):
+            raise ValueError(f"speed is {speed}: it must be 1 for real time, more for faster, 0 for paused")
+        self.url = ""
+        self._connections: dict[Session, Any] = {}
+        self._max_queue = max_queue_messages, max_queue_bytes
+        self._speed = 0.0
+        self._began = 0.0, 0
+        self._speed_changed = trio.Event()
+        super().__init__(symbols, seed=seed, start_time=start_time, rate=rate, levels=levels, connections=lambda: self.clients)
+        self.speed = speed
+
+    @property
+    def clients(self) -> int:
+        """How many clients are connected."""
+        return len(self._connections)
+
+    @property
+    def topics(self) -> dict[str, int]:
+        """How many clients are subscribed to each topic."""
+        return {topic_name(*topic): len(subscribers) for topic, subscribers in self.feed.topics.items()}
+
+    @property
+    def speed(self) -> float:
+        """Seconds of the exchange's time in a second of trio's clock; 0: time stands, and only `advance` moves it. Can be set."""
+        return self._speed
+
+    @speed.setter
+    def speed(self, speed: float) -> None:
+        self.time()
+        self._speed = speed
+        self._began = trio.current_time(), self.now
+        self._speed_changed.set()
+        self._speed_changed = trio.Event()
+
+    def time(self) -> int:
+        """The time (ns) of what happens now: whatever was due before an order of the user's comes before it."""
+        if not self._advancing and self._speed:
+            self.advance_to(self._live_time())
+        return self.now
+
+    def advance_to(self, time: int, max_events: float = float("inf")) -> bool:
+        """See `Simulation.advance_to`. While the exchange runs live, its clock is set forward."""
+        arrived = super().advance_to(time, max_events)
+        if self._speed and self.now > self._live_time():
+            self._began = trio.current_time(), self.now
+        return arrived
+
+    def _live_time(self) -> int:
+        began, at = self._began
+        return at + int((trio.current_time() - began) * self._speed * SECOND)
+
+    async def run(self) -> None:
+        """Let the exchange's time pass, for as long as it is not cancelled."""
+        while True:
+            if self._speed:
+                while not self.advance_to(self._live_time(), EVENTS_AT_ONCE):
+                    await trio.lowlevel.checkpoint()
+            began, at = self._began
+            deadline = began + (self.next_time - at) / SECOND / self._speed if self._speed else float("inf")
+            changed = self._speed_changed
+            with trio.move_on_at(deadline):
+                await changed.wait()
+
+    async def serve_stream(self, stream: trio.abc.Stream) -> None:
+        """Serve one client over any stream, from its handshake to its end. Closes the stream."""
+        try:
+            async with trio.open_nursery() as nursery:
+                connection = None
+                with trio.move_on_after(HANDSHAKE_TIMEOUT):
+                    request = await wrap_server_stream(nursery, stream, max_message_size=MAX_COMMAND_SIZE)
+                    connection = await self._handshake(request)
+                if connection is not None:
+                    await self._converse(connection, request.path)
+                nursery.cancel_scope.cancel()
+        except* (ConnectionClosed, LocalProtocolError, trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # the client is gone, and nobody else has to know
+        finally:
+            await trio.aclose_forcefully(stream)
+
+    async def _handshake(self, request: Any) -> Any:
+        """Accept the client and return its connection, or refuse it, as the real exchange does, and return None."""
+        if urlsplit(request.path).path != "/realtime":
+            await request.reject(404, body=b'{"error":{"message":"Not Found","name":"HTTPError"}}')
+        elif any(name.lower() == b"api-key" for name, _ in request.headers):
+            await request.reject(401, body=b'{"error":{"message":"Invalid API Key.","name":"HTTPError"}}')
+        else:
+            return await request.accept()
+        return None
+
+    async def _converse(self, connection: Any, path: str) -> None:
+        outbox = Inbox(*self._max_queue)
+        with trio.CancelScope() as scope:
+
+            def send(message: str) -> None:
+                if outbox.full:
+                    session.close()
+                    outbox.shut()
+                    scope.cancel()
+                elif outbox.wanted:
+                    outbox.put_nowait(message, len(message))
+
+            async def write() -> None:
+                while True:
+                    for message in await outbox.take():
+                        await connection.send_message(message)
+
+            session = Session(self.feed, self.tables, send)
+            self._connections[session] = connection
+            try:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(write)
+                    session.welcome(self.time(), 40 - min(39, self.clients))
+                    topics = [topic for part in parse_qs(urlsplit(path).query).get("subscribe", []) for topic in part.split(",")]
+                    if topics:
+                        session.subscribe(topics, {"op": "subscribe", "args": topics if len(topics) > 1 else topics[0]})
+                    while True:
+                        session.receive(await connection.get_message())
+            finally:
+                session.close()
+                del self._connections[session]
+
+    async def say_goodbye(self) -> None:
+        """Close all connections with the code 1001, waiting for no client longer than a second."""
+        with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
+            async with trio.open_nursery() as nursery:
+                for connection in self._connections.values():
+                    nursery.start_soon(connection.aclose, 1001, "The exchange is closing.")
+
+
+@asynccontextmanager
+async def open_exchange(
+    *,
+    symbols: Iterable[str] = DEFAULT_SYMBOLS,
+    seed: int | str = 0,
+    host: str = "127.0.0.1",
+    port: int = 0,
+    rate: float = 20.0,
+    levels: int | None = None,
+    speed: float = 1.0,
+    start_time: datetime | None = None,
+    max_queue_messages: int = 20_000,
+    max_queue_bytes: int = 64 * 2**20,
+) -> AsyncIterator[Exchange]:
+    """Open the embedded exchange, serving BitMEX's realtime protocol at ``exchange.url``, for as long as the context lasts.
+
+    ``symbols``: what is traded, out of `INSTRUMENTS`. ``seed``: of the order flow; the same seed and ``start_time`` give the same market. ``host``,
+    ``port``: where to listen; port 0: any free one. ``rate``: events a second over all symbols, 0 for none but those submitted by hand.
+    ``levels``: about so many price levels a side (default: as the instrument has them). ``speed``: see `Exchange.speed`. ``start_time``: an aware
+    datetime, the exchange's clock at the start (default: now). ``max_queue_messages``, ``max_queue_bytes``: what may wait for one client before it
+    is cut off.
+
+    Raises ValueError for arguments that make no sense and OSError where it cannot listen. When the context is left, or cancelled,
+    clients are told (close code 1001; for at most a second), and connections and listener are closed.
+    """
+    if start_time is not None and start_time.tzinfo is None:
+        raise ValueError("start_time has no time zone: use an aware datetime, such as datetime(..., tzinfo=timezone.utc)")
+    start = time.time_ns() if start_time is None else round(start_time.timestamp() * 1000) * 1_000_000
+    exchange = Exchange(symbols, seed=seed, start_time=start, rate=rate, levels=levels, speed=speed,
+                        max_queue_messages=max_queue_messages, max_queue_bytes=max_queue_bytes)
+    listeners = await trio.open_tcp_listeners(port, host=host)
+    address = listeners[0].socket.getsockname()
+    exchange.url = f"ws://{f'[{host}]' if ':' in host else host}:{address[1]}/realtime"
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(exchange.run)
+        nursery.start_soon(lambda: trio.serve_listeners(exchange.serve_stream, listeners))
+        try:
+            yield exchange
+        finally:
+            await exchange.say_goodbye()
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,129 @@
+"""The exchange without its network: markets, their order flow, their tables, and the clock that drives them.
+
+Nothing here waits or does I/O. Time moves by `advance_to`; all that is due by then happens in the order of its time. The same seed,
+start time and arguments give the same messages, byte by byte, however time is cut into steps.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+from collections.abc import Callable, Iterable
+from random import Random
+
+from .flow import OrderFlow
+from .instruments import INSTRUMENTS
+from .market import Market
+from .tables import MINUTE, Feed, MarketTables, Tables
+
+__all__ = ["Simulation"]
+
+SECOND = 1_000_000_000
+MARK_INTERVAL = 5 * SECOND
+WARM_UP_EVENTS = 5000
+
+
+class Simulation:
+    """Markets that trade by themselves. ``start_time``: ns since the epoch; for the others see `open_exchange`.
+
+    ``markets``: the `Market` of each symbol. ``feed``: who is subscribed to what. ``tables``: what partials are made of. ``now``: ns, the
+    time up to which everything has happened.
+    """
+
+    def __init__(
+        self, symbols: Iterable[str], *, seed: int | str, start_time: int, rate: float, levels: int | None,
+        connections: Callable[[], int] = lambda: 0,
+    ) -> None:
+        symbols = list(dict.fromkeys(symbols))
+        unknown = [symbol for symbol in symbols if symbol not in INSTRUMENTS]
+        if unknown or not symbols:
+            raise ValueError(f"symbols: {', '.join(unknown) or 'none'}; the exchange lists {', '.join(INSTRUMENTS)}")
+        if not 0 <= rate < math.inf:
+            raise ValueError(f"rate is {rate}: it must be a number of events a second, 0 for none")
+        if levels is not None and levels < 0:
+            raise ValueError(f"levels is {levels}: it must not be negative")
+        self.feed = Feed()
+        self.markets: dict[str, Market] = {}
+        self._advancing = False
+        self._due: list[tuple[int, int, Callable[[int], int]]] = []
+
+        # It begins a little earlier, so that the first client finds trades, bars and figures of the day.
+        warm_up = MINUTE + start_time % MINUTE
+        if rate:
+            warm_up = min(warm_up, int(WARM_UP_EVENTS / rate * SECOND))
+        self.now = start_time - warm_up
+
+        activity = sum(INSTRUMENTS[symbol].activity for symbol in symbols)
+        flows = []
+        market_tables: dict[str, MarketTables] = {}
+        for symbol in symbols:
+            instrument = INSTRUMENTS[symbol]
+            market = self.markets[symbol] = Market(instrument, self.time, Random(f"{seed}:{symbol}:ids"))
+            flow = OrderFlow(market, Random(f"{seed}:{symbol}:flow"), rate=rate * instrument.activity / activity,
+                             levels=instrument.levels if levels is None else levels)
+            flow.fill_book()
+            flows.append(flow)
+            market_tables[symbol] = MarketTables(market, self.feed, Random(f"{seed}:{symbol}:tables"), self._xbt_price, self.now)
+        self.tables = Tables(self.feed, market_tables, connections, self.now)
+
+        # At equal times bars close first: a trade on the minute belongs to the next one.
+        self._schedule(self.now // MINUTE * MINUTE + MINUTE, self._minute)
+        self._schedule(self.now // MARK_INTERVAL * MARK_INTERVAL + MARK_INTERVAL, self._mark)
+        if rate:
+            for flow in flows:
+                self._schedule(flow.next_time(self.now), flow.step)
+        self.advance_to(start_time)
+
+    def time(self) -> int:
+        """The time (ns) of what happens now."""
+        return self.now
+
+    @property
+    def next_time(self) -> int:
+        """When (ns) the next thing happens by itself."""
+        return self._due[0][0]
+
+    def advance_to(self, time: int, max_events: float = math.inf) -> bool:
+        """Let everything happen that is due until ``time`` (ns), but no more than ``max_events``; whether it got there.
+
+        A time that has passed is no error, and changes nothing.
+        """
+        due = self._due
+        self._advancing = True
+        try:
+            while due[0][0] <= time:
+                if max_events <= 0:
+                    return False
+                max_events -= 1
+                self.now, index, happen = due[0]
+                heapq.heapreplace(due, (happen(self.now), index, happen))
+        finally:
+            self._advancing = False
+        self.now = max(self.now, time)
+        return True
+
+    def advance(self, seconds: float) -> None:
+        """Let ``seconds`` of the exchange's time pass at once. Synchronous: clients get what came of it when the caller next awaits.
+
+        Many seconds in one step can fill a client's queue, which cuts it off: await in between.
+        """
+        if not seconds >= 0:
+            raise ValueError(f"cannot advance by {seconds} seconds: time only goes forward")
+        self.advance_to(self.now + round(seconds * SECOND))
+
+    def _schedule(self, time: int, happen: Callable[[int], int]) -> None:
+        heapq.heappush(self._due, (time, len(self._due), happen))
+
+    def _minute(self, now: int) -> int:
+        self.tables.on_minute(now)
+        return now + MINUTE
+
+    def _mark(self, now: int) -> int:
+        self.tables.on_mark(now)
+        return now + MARK_INTERVAL
+
+    def _xbt_price(self) -> float:
+        """What an XBT is worth in dollars, for the notional values of quanto contracts."""
+        market = self.markets.get("XBTUSD")
+        best = market.engine.best_bid if market is not None else None
+        return INSTRUMENTS["XBTUSD"].initial_price if market is None or best is None else market.instrument.price(best)

@@ -1,11 +1,13 @@
 """What flows through a pipeline.
 
-Every item is a frozen `msgspec.Struct`: cheap to make, compared by value, pickleable. Rows are dicts that nobody of ours
-changes once they were handed out. ``received`` is always int nanoseconds UTC since the epoch; ``source`` names where an item came
-from (the URL of a connection, the path of a recording), so that the loss of one connection is not the loss of another.
+Every item is a frozen `msgspec.Struct`: cheap to make, compared by value, pickleable. Rows are dicts that nobody of
+ours changes once they were handed out. ``received`` is always int nanoseconds UTC since the epoch; ``source`` names
+where an item came from (the URL of a connection, the path of a recording), so that the loss of one connection is not
+the loss of another.
 
-Marks are the items that say what can no longer be trusted: `Connected`, `Disconnected`, `StateLost`, a `TableUpdate` with action
-``stale`` and a `BookUpdate` that is ``stale``. They are never dropped, conflated, throttled or filtered away.
+Marks are the items that say what can no longer be trusted: `Connected`, `Disconnected`, `StateLost`, a `TableUpdate`
+with action ``stale`` and a `BookUpdate` that is ``stale``. They are never dropped, conflated, throttled or filtered
+away.
 """
 
 from __future__ import annotations
@@ -52,7 +54,9 @@ Action: TypeAlias = Literal["partial", "insert", "update", "delete"]
 Side: TypeAlias = Literal["Buy", "Sell"]
 
 Change: TypeAlias = tuple[str, Any, int]
-"""One changed level of a book: (side, price, size); side is ``"Buy"`` or ``"Sell"``, size 0 means that the level is gone."""
+"""One changed level of a book: (side, price, size); side is ``"Buy"`` or ``"Sell"``, size 0 means that the level is
+gone.
+"""
 
 
 class Level(NamedTuple):
@@ -62,14 +66,14 @@ class Level(NamedTuple):
     size: int
 
 
-# --- from the source ------------------------------------------------------------------------------------------------
+# --- from the source ---
 
 
 class RawMessage(Struct, frozen=True, gc=False):
     """One message as it came off the wire or out of a recording.
 
-    ``received``: int, ns UTC since the epoch, the arrival. ``data``: the text (str, or UTF-8 bytes), unparsed. ``source``: the URL or
-    the path; ``line``: the line of a recording (from 1), 0 when live.
+    ``received``: int, ns UTC since the epoch, the arrival. ``data``: the text (str, or UTF-8 bytes), unparsed.
+    ``source``: the URL or the path; ``line``: the line of a recording (from 1), 0 when live.
     """
 
     received: int
@@ -86,7 +90,9 @@ class Connected(Struct, frozen=True, gc=False):
 
 
 class Disconnected(Struct, frozen=True, gc=False):
-    """Mark: the connection ended; all state that came from ``source`` is lost. ``code`` and ``reason`` are the websocket's."""
+    """Mark: the connection ended; all state that came from ``source`` is lost. ``code`` and ``reason`` are the
+    websocket's.
+    """
 
     received: int
     source: str = ""
@@ -97,8 +103,8 @@ class Disconnected(Struct, frozen=True, gc=False):
 class StateLost(Struct, frozen=True, gc=False):
     """Mark: something of ``source`` can no longer be trusted, though the connection stands.
 
-    ``topic``: the topic concerned (``table`` or ``table:symbol``), or None: every table of that source (a message that could not
-    be decoded may have been of any). ``reason`` says what happened, in words.
+    ``topic``: the topic concerned (``table`` or ``table:symbol``), or None: every table of that source (a message
+    that could not be decoded may have been of any). ``reason`` says what happened, in words.
     """
 
     received: int
@@ -107,14 +113,15 @@ class StateLost(Struct, frozen=True, gc=False):
     topic: str | None = None
 
 
-# --- from the decoder -----------------------------------------------------------------------------------------------
+# --- from the decoder ---
 
 
 class TableMessage(Struct, frozen=True, gc=False):
     """One message of a table: ``action`` on ``rows`` of ``table``.
 
-    The last five fields are sent with partials only and None elsewhere: ``keys`` (the columns that identify a row; may be
-    empty), ``types``, ``foreign_keys``, ``attributes``, ``filter`` (what the partial covers, ``{}``: the whole table).
+    The last five fields are sent with partials only and None elsewhere: ``keys`` (the columns that identify a row;
+    may be empty), ``types``, ``foreign_keys``, ``attributes``, ``filter`` (what the partial covers, ``{}``: the whole
+    table).
     """
 
     table: str
@@ -169,7 +176,9 @@ class Authenticated(Struct, frozen=True, gc=False):
 
 
 class CancelAllAfter(Struct, frozen=True, gc=False):
-    """The answer to ``cancelAllAfter``: ``now`` and ``cancel_time`` are ISO timestamps; ``cancel_time`` is None once disarmed."""
+    """The answer to ``cancelAllAfter``: ``now`` and ``cancel_time`` are ISO timestamps; ``cancel_time`` is None once
+    disarmed.
+    """
 
     received: int
     source: str = ""
@@ -179,7 +188,9 @@ class CancelAllAfter(Struct, frozen=True, gc=False):
 
 
 class ErrorMessage(Struct, frozen=True, gc=False):
-    """The exchange's answer to what it could not do: ``status`` (like HTTP's, None where not sent) and ``error``, its words."""
+    """The exchange's answer to what it could not do: ``status`` (like HTTP's, None where not sent) and ``error``, its
+    words.
+    """
 
     error: str
     received: int
@@ -204,16 +215,18 @@ class Help(Struct, frozen=True, gc=False):
     content: Mapping[str, Any] | None = None
 
 
-# --- from the appliers ----------------------------------------------------------------------------------------------
+# --- from the appliers ---
 
 
 class TableUpdate(Struct, frozen=True, gc=False):
     """One change of a table, after it was applied.
 
-    ``rows`` are whole: as they are after the change, for a delete as they were. ``delta`` are the rows as sent (for an update: keys and
-    changed fields only). ``keys`` are the columns that identify a row. ``filter`` is given for a partial and for ``stale``: what
-    is covered (``{"symbol": "XBTUSD"}``; ``{}``: all of the table). Action ``stale`` is a mark: from here to the next covering partial that
-    part of the table cannot be trusted; it has no rows, and ``reason`` says why.
+    ``rows`` are whole: as they are after the change, for a delete as they were. ``delta`` are the rows as sent (for
+    an update: keys and changed fields only). ``keys`` are the columns that identify a row. ``filter`` is given for a
+    partial and for ``stale``: what is covered (``{"symbol": "XBTUSD"}``; ``{}``: all of the table). Action ``stale``
+    is a mark: from here to the next covering partial that part of the table cannot be trusted; it has no rows, and
+    ``reason`` says why. ``generation`` counts how often all state of ``source`` was lost before this (of the losses
+    that an operator is told of ahead of the stream, see `Operator.lose_state`).
     """
 
     table: str
@@ -225,15 +238,17 @@ class TableUpdate(Struct, frozen=True, gc=False):
     keys: Sequence[str] = ()
     filter: Mapping[str, Any] | None = None
     reason: str = ""
+    generation: int = 0
 
 
 class BookUpdate(Struct, frozen=True, gc=False):
     """One change of one symbol's order book.
 
-    ``best_bid``, ``best_ask``: `Level` (price, size) after the change, None where that side is empty. ``changes``: the changed levels as
-    (side, price, size), size 0: gone; None where the whole book may differ (a partial, or after a drop or conflation). ``stale``: the
-    book cannot be trusted from here to the next update that is not stale. ``timestamp``: the exchange's, an ISO string, where it was
-    sent. ``book`` is the *live* book, which a consumer that lags sees ahead of this update; pickling sends a frozen snapshot.
+    ``best_bid``, ``best_ask``: `Level` (price, size) after the change, None where that side is empty. ``changes``:
+    the changed levels as (side, price, size), size 0: gone; None where the whole book may differ (a partial, or after
+    a drop or conflation). ``stale``: the book cannot be trusted from here to the next update that is not stale.
+    ``timestamp``: the exchange's, an ISO string, where it was sent. ``book`` is the *live* book, which a consumer
+    that lags sees ahead of this update; pickling sends a frozen snapshot.
     """
 
     symbol: str
@@ -253,11 +268,12 @@ class BookUpdate(Struct, frozen=True, gc=False):
 
 
 class Bar(Struct, frozen=True, gc=False):
-    """One bar of trades, bounded and labelled as BitMEX's tradeBin tables are: ``timestamp`` is the bar's *end* (ISO, UTC).
+    """One bar of trades, bounded and labelled as BitMEX's tradeBin tables are: ``timestamp`` is the bar's *end* (ISO,
+    UTC).
 
-    ``open``, ``high``, ``low``, ``close``: prices, None where nothing was ever traded. ``volume``: contracts (int); ``trades``: their count;
-    ``vwap``: volume-weighted average price, None without volume. ``complete``: False where trades may be missing (the stream began
-    inside the bar, ended inside it, or had a gap).
+    ``open``, ``high``, ``low``, ``close``: prices, None where nothing was ever traded. ``volume``: contracts (int);
+    ``trades``: their count; ``vwap``: volume-weighted average price, None without volume. ``complete``: False where
+    trades may be missing (the stream began inside the bar, ended inside it, or had a gap).
     """
 
     symbol: str
@@ -274,21 +290,25 @@ class Bar(Struct, frozen=True, gc=False):
     received: int
 
 
-# --- what the sections that drop or conflate need to know -------------------------------------------------------------
+# --- what the sections that drop or conflate need to know ---
 
 
 def is_mark(item: Any) -> bool:
-    """Whether an item says what can no longer be trusted (or that a connection stands again), and so must never be lost."""
+    """Whether an item says what can no longer be trusted (or that a connection stands again), and so must never be
+    lost.
+    """
     kind = type(item)
     if kind is BookUpdate:
-        return item.stale  # type: ignore[no-any-return]
+        return item.stale
     if kind is TableUpdate:
-        return item.action == "stale"  # type: ignore[no-any-return]
+        return item.action == "stale"
     return kind is Connected or kind is Disconnected or kind is StateLost
 
 
 def stream_key(item: Any) -> Any:
-    """The stream that an item belongs to, for `latest` taps and `Throttle`: (table, symbol) where it has them, else its type."""
+    """The stream that an item belongs to, for `latest` taps and `Throttle`: (table, symbol) where it has them, else
+    its type.
+    """
     kind = type(item)
     if kind is BookUpdate:
         return item.table, item.symbol
@@ -303,7 +323,9 @@ def stream_key(item: Any) -> Any:
 
 
 def conflated(item: Any) -> Any:
-    """The item as it must look when others of its stream were left out before it: a `BookUpdate` loses its ``changes``."""
+    """The item as it must look when others of its stream were left out before it: a `BookUpdate` loses its
+    ``changes``.
+    """
     if type(item) is BookUpdate and item.changes is not None:
         return replace(item, changes=None)
     return item

@@ -1,0 +1,196 @@
+"""`Decoder`: raw messages become table messages and control messages.
+
+A message is decoded in one go into an envelope whose ``data`` must be a list of objects; what has no ``table`` is decoded once more
+as what it is, a control message. Those are rare, so only the first decoding has to be fast.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any, Literal
+
+import msgspec
+
+from ..errors import DecodeError
+from ..messages import (
+    Authenticated,
+    CancelAllAfter,
+    ErrorMessage,
+    Help,
+    Pong,
+    RawMessage,
+    Row,
+    StateLost,
+    Subscribed,
+    TableMessage,
+    Unsubscribed,
+    Welcome,
+)
+from ..operator import Operator
+
+__all__ = ["Decoder"]
+
+log = logging.getLogger("bitmex_streams")
+
+ACTIONS = frozenset({"partial", "insert", "update", "delete"})
+EXCERPT = 80
+"""How many characters of a message that cannot be decoded are shown."""
+
+# What bad input makes msgspec (and the constructor of the numbers) raise: no JSON or a wrong shape; bytes that are no UTF-8 and
+# surrogates; nesting without end; a Decimal beyond all bounds.
+UNDECODABLE = (msgspec.DecodeError, UnicodeError, RecursionError, ArithmeticError)
+
+
+class _Envelope(msgspec.Struct, gc=False):
+    """A table message on the wire."""
+
+    table: str | None = None
+    action: Any = None  # checked by the decoder: what is unknown is told apart from what is no table message
+    data: list[dict[str, Any]] | None = None
+    keys: list[str] | None = None
+    types: dict[str, Any] | None = None
+    foreignKeys: dict[str, Any] | None = None
+    attributes: dict[str, Any] | None = None
+    filter: dict[str, Any] | None = None
+
+
+class Decoder(Operator):
+    """`RawMessage` in; `TableMessage` or a control message (`Welcome`, `Subscribed`, `ErrorMessage`, ...) out, one for one.
+
+    ``number``: makes a number of the digits of a JSON number with a fraction or exponent (``decimal.Decimal``, say); whole numbers in
+    ``price`` and in every column that the partial's ``types`` call ``float`` go through it too. (In the nested levels of orderBook10
+    whole numbers stay int.) None: floats, and whole prices as int, as on the wire.
+
+    ``on_error``: what becomes of a message that cannot be decoded (no JSON, or of a shape that the protocol does not have):
+    ``"stale"`` puts out a `StateLost` mark in its place and logs a warning on the logger ``bitmex_streams``; its ``topic`` is the table
+    where that can still be told, else None (every table of that source). ``"raise"`` raises `DecodeError`. Both name the
+    source and the line, what was wrong, and the beginning of the message.
+
+    The text ``pong`` becomes `Pong`; a JSON object of no known kind becomes `Help`. Keys and signatures in the echo of an
+    ``authKeyExpires`` command are masked. Of a key that stands twice in an object, the last counts. Marks and items of other kinds pass.
+    """
+
+    def __init__(
+        self, number: Callable[[str], Any] | None = None, *, on_error: Literal["stale", "raise"] = "stale"
+    ) -> None:
+        if on_error not in ("stale", "raise"):
+            raise ValueError(f'on_error must be "stale" or "raise", not {on_error!r}')
+        self.number = number
+        self.on_error = on_error
+        self._decode = msgspec.json.Decoder(_Envelope, float_hook=number).decode
+        self._decode_any = msgspec.json.Decoder().decode
+        self._float_columns: dict[str, tuple[str, ...]] = {}
+
+    def process(self, item: Any) -> Iterable[Any]:
+        if type(item) is not RawMessage:
+            return (item,)
+        data = item.data
+        try:
+            message = self._decode(data)
+        except UNDECODABLE as error:
+            return (self._not_a_table(item, error),)
+        table = message.table
+        if table is None:
+            return (self._not_a_table(item, None),)
+        action, rows = message.action, message.data
+        if rows is None or action not in ACTIONS:
+            wrong = "there is no list of rows in `data`" if rows is None else f"the action {action!r} is unknown"
+            return (self._undecodable(item, wrong, table),)
+        if self.number is not None:
+            self._convert_whole_numbers(table, rows, message.types)
+        if action != "partial":
+            return (TableMessage(table, action, rows, item.received, item.source),)
+        return (
+            TableMessage(
+                table, action, rows, item.received, item.source,
+                message.keys, message.types, message.foreignKeys, message.attributes, message.filter,
+            ),
+        )
+
+    def _convert_whole_numbers(self, table: str, rows: list[Row], types: dict[str, Any] | None) -> None:
+        """A price can arrive as 31964: the number it has to be can only be told from the column."""
+        assert self.number is not None
+        if types is not None:
+            floats = {column for column, kind in types.items() if kind == "float"}
+            self._float_columns[table] = tuple(floats | {"price"})
+        columns = self._float_columns.get(table, ("price",))
+        for row in rows:
+            for column in columns:
+                value = row.get(column)
+                if type(value) is int:
+                    row[column] = self.number(str(value))
+
+    def _not_a_table(self, item: RawMessage, error: BaseException | None) -> Any:
+        """What is no table message is a control message, or nothing at all."""
+        if item.data in ("pong", b"pong"):
+            return Pong(item.received, item.source)
+        try:
+            content = self._decode_any(item.data)
+        except UNDECODABLE as no_json:
+            return self._undecodable(item, _first_line(no_json))
+        if not isinstance(content, dict):
+            return self._undecodable(item, f"a JSON object was expected, not {type(content).__name__}")
+        table = content.get("table")
+        if error is not None and table is not None:
+            return self._undecodable(item, _first_line(error), table if isinstance(table, str) else None)
+        return _control(content, item.received, item.source)
+
+    def _undecodable(self, item: RawMessage, wrong: str, topic: str | None = None) -> StateLost:
+        place = item.source or "a message"
+        if item.line:
+            place = f"{place}, line {item.line}"
+        reason = f"{place}: cannot be decoded: {wrong}; it begins {_excerpt(item.data)}"
+        if self.on_error == "raise":
+            raise DecodeError(reason)
+        log.warning("%s", reason)
+        return StateLost(item.received, item.source, reason, topic)
+
+
+def _control(content: dict[str, Any], received: int, source: str) -> Any:
+    request = content.get("request")
+    if not isinstance(request, dict):
+        request = None
+    elif str(request.get("op", "")).lower().startswith("authkey"):
+        arguments = request.get("args")
+        request = {**request, "args": ["***"] * len(arguments) if isinstance(arguments, list) else "***"}
+        content = {**content, "request": request}
+    if "error" in content:
+        error, status, meta = content["error"], content.get("status"), content.get("meta")
+        if isinstance(error, dict):  # {"error": {"message": ..., "name": ...}}, as the REST API words it
+            error = error.get("message", error)
+        return ErrorMessage(
+            str(error), received, source,
+            status if isinstance(status, int) else None, meta if isinstance(meta, dict) else None, request,
+        )
+    if content.get("success") is True:
+        if isinstance(topic := content.get("subscribe"), str):
+            return Subscribed(topic, received, source, request)
+        if isinstance(topic := content.get("unsubscribe"), str):
+            return Unsubscribed(topic, received, source, request)
+        if request is not None and str(request.get("op", "")).lower().startswith("authkey"):
+            return Authenticated(received, source, request)
+    if "cancelTime" in content:
+        cancel_time = content["cancelTime"]
+        return CancelAllAfter(
+            received, source, str(content.get("now", "")), cancel_time if isinstance(cancel_time, str) else None, request
+        )
+    if "info" in content and ("version" in content or "docs" in content or "limit" in content):
+        limit = content.get("limit")
+        return Welcome(
+            received, source, str(content["info"]), str(content.get("version", "")), str(content.get("timestamp", "")),
+            str(content.get("docs", "")), content.get("heartbeatEnabled") is True, limit if isinstance(limit, dict) else None,
+        )
+    if str(content.get("op", "")).lower().startswith("authkey"):  # a server that echoes the bare command
+        content = {**content, "args": "***"}
+    return Help(received, source, content)
+
+
+def _first_line(error: BaseException) -> str:
+    return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
+
+
+def _excerpt(data: str | bytes) -> str:
+    if "authkey" in (text := data if isinstance(data, str) else data.decode("utf-8", "replace")).lower():
+        return "(not shown: it may hold a key)"
+    return repr(text[:EXCERPT]) + ("..." if len(text) > EXCERPT else "")

@@ -1,0 +1,248 @@
+"""`OrderBookMerger`: the rows of orderBookL2 become live order books, and say what changed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+import trio
+
+from ..coverage import Coverage, Topic
+from ..messages import BookUpdate, Disconnected, Level, Row, StateLost, TableMessage, TableUpdate
+from ..operator import Operator
+from ..orderbook import Levels, OrderBook
+from .tables import CONSUMED
+
+__all__ = ["OrderBookMerger"]
+
+log = logging.getLogger("bitmex_streams")
+
+Top = tuple[Level | None, Level | None]
+
+
+class OrderBookMerger(Operator):
+    """`TableMessage` (of a `Decoder`) or `TableUpdate` (of a `TableApplier`) in, `BookUpdate` out: one per symbol of a message.
+
+    Both ways give the same. ``table``: ``"orderBookL2"`` (the default) or ``"orderBookL2_25"``; messages of other tables, control
+    messages and marks go no further (what the marks mean for a book is said by its `BookUpdate` with ``stale``); foreign items pass.
+
+    ``books``: dict of symbol to live `OrderBook`, from the first partial on. A partial covers what its ``filter`` says: with ``{}``, a book
+    that it has no rows of is empty from then on, and that is announced like any change. Deltas before the first partial are dropped.
+
+    State is lost as in `TableApplier`, and by a book that is crossed for more than a burst: for more than ``crossed_messages``
+    messages of that book and at least ``crossed_seconds`` (on ``received``). Then each book of the topic puts out one `BookUpdate` with
+    ``stale`` and the last known top, ``resync(topic)`` is asked for a new partial, and deltas are dropped until it has come.
+    When a connection is lost, ``book.stale`` is set at once, ahead of the stream.
+    """
+
+    def __init__(
+        self,
+        *,
+        table: str = "orderBookL2",
+        resync: Callable[[str], None] | None = None,
+        crossed_messages: int = 10,
+        crossed_seconds: float = 1.0,
+    ) -> None:
+        self.table = table
+        self.resync = resync
+        self.crossed_messages = crossed_messages
+        self.crossed_ns = int(crossed_seconds * 1e9)
+        self.books: dict[str, OrderBook] = {}
+        self._coverage = Coverage()
+        self._crossed: dict[str, tuple[int, int]] = {}  # symbol: since when (received), messages since
+        self._awaited: dict[str, trio.Event] = {}
+        self._finished = False
+
+    async def ready(self, symbol: str) -> OrderBook:
+        """Wait until the book of ``symbol`` is there and not stale; a checkpoint in any case.
+
+        Raises trio.EndOfChannel when the stream ended without it. When the pipeline is cancelled, so must be the wait.
+        """
+        await trio.lowlevel.checkpoint()
+        while (book := self.books.get(symbol)) is None or book.stale:
+            if self._finished:
+                raise trio.EndOfChannel(f"the stream ended without a partial of {self.table}:{symbol}")
+            await self._awaited.setdefault(symbol, trio.Event()).wait()
+        return book
+
+    def finish(self) -> Iterable[Any]:
+        self._finished = True
+        self._wake(*self._awaited)
+        return ()
+
+    def _wake(self, *symbols: str) -> None:
+        for symbol in symbols:
+            if (event := self._awaited.pop(symbol, None)) is not None:
+                event.set()
+
+    def lose_state(self, source: str, reason: str) -> None:
+        """All books of ``source`` are stale at once; the mark that follows (once per call) says so in the stream."""
+        self._coverage.announce(source, reason)
+        for symbol, book in self.books.items():
+            topic = self._topic(symbol)
+            if topic is not None and topic.source == source:
+                book.stale = True
+
+    def _topic(self, symbol: str) -> Topic | None:
+        return self._coverage.find(self.table, {"symbol": symbol})
+
+    def process(self, item: Any) -> Iterable[Any]:
+        kind = type(item)
+        if kind is TableMessage:
+            if item.table != self.table:
+                return ()
+            if item.action == "partial":
+                return self._load(item)
+            return self._apply(item, item.rows)
+        if kind is TableUpdate:
+            if item.table != self.table:
+                return ()
+            if item.action == "partial":
+                self._coverage.advance(item.source, item.generation)
+                return self._load(item)
+            if item.action == "stale":
+                self._coverage.advance(item.source, item.generation)
+                lost = self._coverage.lose_scope(item.table, item.filter, item.source, item.reason)
+                return self._stale(lost, item.received)
+            return self._apply(item, item.delta or item.rows)
+        if kind is Disconnected:  # its connection subscribes again of itself
+            return self._stale(self._coverage.lose_by(item), item.received)
+        if kind is StateLost:
+            lost = self._coverage.lose_by(item)
+            concerned = self._coverage.concerned(item.source, item.topic)
+            # Also of what is stale already: the undecodable message may have been the new partial.
+            table = (item.topic or "").partition(":")[0]
+            self._ask([topic.name for topic in concerned] or ([item.topic] if item.topic and table == self.table else []))
+            return self._stale(lost, item.received)
+        return () if kind in CONSUMED else (item,)
+
+    def _load(self, item: TableMessage | TableUpdate) -> Iterable[BookUpdate]:
+        source, received = item.source, item.received
+        topic = Topic(self.table, item.filter, source)
+        by_symbol: dict[str, list[Row]] = {}
+        symbol = None
+        try:
+            for row in item.rows:
+                if row.get("symbol") != symbol or symbol is None:
+                    symbol = row.get("symbol")
+                    if type(symbol) is not str:
+                        raise ValueError("a row without its symbol")
+                    rows = by_symbol.setdefault(symbol, [])
+                rows.append(row)
+            levels = {symbol: Levels(rows) for symbol, rows in by_symbol.items()}
+        except ValueError as error:
+            concerned = self._coverage.concerned(source, topic.name) or [topic]
+            return self._contradicted(concerned, f"a partial cannot be taken: {error}", received)
+        self._coverage.cover(topic)
+        # What it covers and has no rows of is empty.
+        for covered in list(self.books) if topic.scope is None else [topic.filter.get("symbol")]:
+            if type(covered) is str and covered not in levels:
+                levels[covered] = Levels(())
+        ahead = self._coverage.announced(source) is not None
+        updates = []
+        for symbol, fresh in levels.items():
+            book = self.books.get(symbol)
+            if book is None:
+                book = self.books[symbol] = OrderBook(symbol)
+            book._take(fresh)
+            book.stale = ahead
+            self._crossed.pop(symbol, None)
+            updates.append(
+                BookUpdate(symbol, book.best_bid, book.best_ask, None, False, book.timestamp, received, book, self.table)
+            )
+            if not ahead:
+                self._wake(symbol)
+        return updates
+
+    def _apply(self, item: TableMessage | TableUpdate, rows: Sequence[Row]) -> Iterable[BookUpdate]:
+        if self.table not in self._coverage.topics or not rows:
+            return ()
+        symbol = rows[0].get("symbol")
+        for row in rows:
+            if row.get("symbol") != symbol:
+                return self._apply_to_several(item, rows)
+        return self._apply_to(symbol, item, rows)
+
+    def _apply_to(
+        self, symbol: Any, item: TableMessage | TableUpdate, rows: Sequence[Row], tops: dict[str, Top] | None = None
+    ) -> Iterable[BookUpdate]:
+        """Rows of one symbol. ``tops``: what the tops of the books were before the message, where it has other symbols too."""
+        received = item.received
+        topic = self._coverage.find(self.table, rows[0])
+        if topic is None or topic.stale or topic.source != item.source:
+            return ()
+        book = self.books.get(symbol) if type(symbol) is str else None
+        if book is None:
+            if type(symbol) is not str or item.action != "insert":
+                return self._contradicted([topic], f"a row of a symbol that is not there: {symbol!r}", received, tops)
+            book = OrderBook(symbol)  # of a table that is covered as a whole: so these rows are all of it
+        top = book.bids.best, book.asks.best
+        try:
+            changes = book.apply(item.action, rows)  # type: ignore[arg-type]
+        except ValueError as error:
+            return self._contradicted([topic], str(error), received, tops or {symbol: top})
+        bid, ask = book.bids.best, book.asks.best
+        if bid is not None and ask is not None and bid[0] >= ask[0]:
+            since, messages = self._crossed.get(symbol, (received, 0))
+            self._crossed[symbol] = since, messages + 1
+            if messages >= self.crossed_messages and received - since >= self.crossed_ns:
+                crossed = f"{symbol} has been crossed for {messages + 1} messages: bid {bid[0]}, ask {ask[0]}"
+                return self._contradicted([topic], crossed, received, tops)
+        elif self._crossed:
+            self._crossed.pop(symbol, None)
+        if symbol not in self.books:
+            self.books[symbol] = book
+            book.stale = self._coverage.announced(item.source) is not None
+            self._wake(symbol)
+        return (BookUpdate(symbol, bid, ask, tuple(changes), False, book.timestamp, received, book, self.table),)
+
+    def _apply_to_several(self, item: TableMessage | TableUpdate, rows: Sequence[Row]) -> Iterable[BookUpdate]:
+        """Rows of several symbols, which only partials are known to have; allowed all the same."""
+        by_symbol: dict[Any, list[Row]] = {}
+        for row in rows:
+            symbol = row.get("symbol")
+            by_symbol.setdefault(symbol if type(symbol) is str else None, []).append(row)
+        tops = {symbol: (book.best_bid, book.best_ask) for symbol, book in self.books.items()}
+        told: list[BookUpdate] = []
+        stale: list[BookUpdate] = []
+        for symbol, of_symbol in by_symbol.items():
+            for update in self._apply_to(symbol, item, of_symbol, tops):
+                (stale if update.stale else told).append(update)
+        if stale:  # a message is applied whole or not at all: what it brought to a topic before the contradiction is not told
+            lost = {update.symbol for update in stale}
+            for update in told:
+                if update.symbol not in tops and update.symbol in lost:
+                    del self.books[update.symbol]
+            told = [update for update in told if update.symbol not in lost]
+            stale = [update for update in stale if update.symbol in self.books]
+        return [*told, *stale]
+
+    def _contradicted(
+        self, topics: list[Topic], reason: str, received: int, tops: dict[str, Top] | None = None
+    ) -> list[BookUpdate]:
+        """What was sent does not fit what is there: the topics are stale, and a new partial is asked for."""
+        lost = [topic for topic in topics if not topic.stale]
+        for topic in lost:
+            topic.stale = f"{topic.name}: {reason}"
+            log.warning("state lost: %s", topic.stale)
+        self._ask([topic.name for topic in topics])
+        return self._stale(lost, received, tops or {})
+
+    def _ask(self, topics: list[str]) -> None:
+        if self.resync is not None:
+            for topic in topics:
+                self.resync(topic)
+
+    def _stale(self, lost: list[Topic], received: int, tops: dict[str, Top] | None = None) -> list[BookUpdate]:
+        """The marks of all books of topics that went stale; ``tops``: what was last told, where the books are ahead of that."""
+        updates = []
+        for symbol, book in self.books.items() if lost else ():
+            if self._topic(symbol) in lost:
+                book.stale = True
+                self._crossed.pop(symbol, None)
+                bid, ask = (tops or {}).get(symbol) or (book.best_bid, book.best_ask)
+                updates.append(
+                    BookUpdate(symbol, bid, ask, None, True, book.timestamp, received, book, self.table)
+                )
+        return updates

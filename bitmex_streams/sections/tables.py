@@ -1,0 +1,162 @@
+"""`TableApplier`: table messages become the state of the tables, and say what changed."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from ..coverage import Coverage, Topic
+from ..messages import (
+    Authenticated,
+    CancelAllAfter,
+    Connected,
+    Disconnected,
+    ErrorMessage,
+    Help,
+    Pong,
+    Row,
+    StateLost,
+    Subscribed,
+    TableMessage,
+    TableUpdate,
+    Unsubscribed,
+    Welcome,
+)
+from ..operator import Operator
+from ..storage import Storage
+
+__all__ = ["TableApplier"]
+
+log = logging.getLogger("bitmex_streams")
+
+# What says nothing about the state of a table goes no further; items of kinds that are not of this package pass.
+CONSUMED = frozenset(
+    {Authenticated, CancelAllAfter, Connected, ErrorMessage, Help, Pong, Subscribed, Unsubscribed, Welcome}
+)
+
+
+class TableApplier(Operator):
+    """`TableMessage` and marks in, `TableUpdate` out: at most one for a message, one per topic for a loss of state.
+
+    ``storage`` (`Storage`) holds the tables; ``max_rows`` bounds those that only grow. Deltas before the first partial that covers them, and
+    from a loss of state to the next one, are dropped. State is lost by `Disconnected` (all of that source), by `StateLost`, and by what
+    contradicts it: an update or delete of a row that is not there (other than a trimmed one), an insert of one that is, a row
+    without its key columns. The unit is the topic as subscribed, as the partial's ``filter`` tells it (``trade`` for ``{}``, ``trade:XBTUSD``);
+    each source has its own, and what a partial covers is its source's from then on. A loss puts out one `TableUpdate` with action
+    ``stale`` per topic, in place of the message that contradicts, and asks for a new partial by ``resync(topic)``.
+
+    Control messages are taken out of the stream; items of foreign kinds pass.
+    """
+
+    def __init__(self, *, max_rows: int | None = 10_000, resync: Callable[[str], None] | None = None) -> None:
+        self.storage = Storage(max_rows)
+        self.resync = resync
+        self._coverage = Coverage()
+
+    @property
+    def stale(self) -> dict[str, str]:
+        """What cannot be trusted right now: the reason by topic (``table`` or ``table:symbol``). A fresh dict.
+
+        It is ahead of the stream where a connection was lost; a topic leaves it with a partial that came after the loss.
+        """
+        found: dict[str, str] = {}
+        for topic in self._coverage:
+            reason = self._coverage.announced(topic.source) or topic.stale
+            if reason:
+                found[topic.name] = reason
+        return found
+
+    def lose_state(self, source: str, reason: str) -> None:
+        """All state of ``source`` is `stale` at once; the mark that follows (once per call) says so in the stream."""
+        self._coverage.announce(source, reason)
+
+    def process(self, item: Any) -> Iterable[Any]:
+        kind = type(item)
+        if kind is TableMessage:
+            return self._load(item) if item.action == "partial" else self._apply(item)
+        if kind is Disconnected:  # its connection subscribes again of itself
+            return [self._stale(topic, item.received) for topic in self._coverage.lose_by(item)]
+        if kind is StateLost:
+            lost = self._coverage.lose_by(item)
+            concerned = self._coverage.concerned(item.source, item.topic)
+            # Also of what is stale already: the undecodable message may have been the new partial.
+            self._ask([topic.name for topic in concerned] or ([item.topic] if item.topic else []))
+            return [self._stale(topic, item.received) for topic in lost]
+        return () if kind in CONSUMED else (item,)
+
+    def _load(self, message: TableMessage) -> Iterable[TableUpdate]:
+        table, rows, filter, source = message.table, message.rows, message.filter or {}, message.source
+        topic = Topic(table, filter, source)
+        before = self.storage.tables.get(table)
+        try:
+            opened = self.storage.open(table, message.keys, message.attributes or {}, message.types or {})
+            opened.replace(rows, filter)
+        except ValueError as error:
+            concerned = self._coverage.concerned(source, topic.name)
+            return self._contradicted(concerned or [topic], f"a partial cannot be taken: {error}", message.received)
+        self._coverage.cover(topic)
+        update = TableUpdate(
+            table, "partial", rows, message.received, source, rows, opened.keys, filter, "",
+            self._coverage.generation.get(source, 0),
+        )
+        if before is None or opened is before:
+            return (update,)
+        others = [other for other in self._coverage.topics[table].values() if other is not topic]
+        return [*self._contradicted(others, f"the table has other keys now: {opened.keys}", message.received), update]
+
+    def _apply(self, message: TableMessage) -> Iterable[TableUpdate]:
+        table, action, source = message.table, message.action, message.source
+        find = self._coverage.find
+        store = self.storage.tables.get(table)
+        if store is None:
+            return ()
+        operate = store.update if action == "update" else store.insert if action == "insert" else store.delete
+        rows: list[Row] = []
+        delta: list[Row] = []
+        stale: list[TableUpdate] = []
+        lost: list[Topic] = []
+        for row in message.rows:
+            topic = find(table, row)
+            if topic is None or topic.stale or topic.source != source:
+                continue
+            try:
+                whole = operate(row)
+            except ValueError as error:
+                lost.append(topic)
+                stale += self._contradicted([topic], str(error), message.received)
+                continue
+            if whole is not None:
+                rows.append(whole)
+                delta.append(row)
+        if lost:  # a message is applied whole or not at all: what it brought to a topic before the contradiction is not told
+            told = [index for index, row in enumerate(delta) if find(table, row) not in lost]
+            rows, delta = [rows[index] for index in told], [delta[index] for index in told]
+        if not rows:
+            return stale
+        update = TableUpdate(
+            table, action, rows, message.received, source, delta, store.keys, None, "",
+            self._coverage.generation.get(source, 0),
+        )
+        return [update, *stale] if stale else (update,)
+
+    def _contradicted(self, topics: list[Topic], reason: str, received: int) -> list[TableUpdate]:
+        """What was sent does not fit what is there: the topics are stale, and a new partial is asked for."""
+        lost = [topic for topic in topics if not topic.stale]
+        for topic in lost:
+            topic.stale = f"{topic.name}: {reason}"
+            log.warning("state lost: %s", topic.stale)
+        self._ask([topic.name for topic in topics])
+        return [self._stale(topic, received) for topic in lost]
+
+    def _ask(self, topics: list[str]) -> None:
+        if self.resync is not None:
+            for topic in topics:
+                self.resync(topic)
+
+    def _stale(self, topic: Topic, received: int) -> TableUpdate:
+        store = self.storage.tables.get(topic.table)
+        return TableUpdate(
+            topic.table, "stale", (), received, topic.source, (), store.keys if store else (), topic.filter, topic.stale,
+            self._coverage.generation.get(topic.source, 0),
+        )

@@ -1,0 +1,170 @@
+"""Servers for the tests, on real loopback sockets: a scripted BitMEX, a look-alike of tardis-machine's ``ws-replay``, and raw TCP."""
+
+from __future__ import annotations
+
+import json
+import ssl
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager, suppress
+from functools import partial
+from typing import Any
+
+import trio
+import trio_websocket
+
+WELCOME = {
+    "info": "Welcome to the BitMEX Realtime API.",
+    "version": "2.0.0",
+    "timestamp": "2026-01-01T00:00:00.000Z",
+    "docs": "https://www.bitmex.com/app/wsAPI",
+    "heartbeatEnabled": False,
+    "limit": {"remaining": 39},
+}
+
+
+def partial_of(topic: str, rows: Iterable[dict[str, Any]] = ()) -> dict[str, Any]:
+    """The partial of a topic, as the exchange sends it."""
+    table, _, symbol = topic.partition(":")
+    return {
+        "table": table,
+        "action": "partial",
+        "keys": [],
+        "types": {"symbol": "symbol"},
+        "foreignKeys": {},
+        "attributes": {},
+        "filter": {"symbol": symbol} if symbol else {},
+        "data": list(rows),
+    }
+
+
+@asynccontextmanager
+async def serve_tcp(handler: Callable[[trio.SocketStream], Awaitable[None]], host: str = "127.0.0.1") -> AsyncIterator[int]:
+    """Serve raw TCP connections; gives the port."""
+
+    async def handle(stream: trio.SocketStream) -> None:
+        with suppress(trio.BrokenResourceError, trio.ClosedResourceError):
+            async with stream:
+                await handler(stream)
+
+    async with trio.open_nursery() as nursery:
+        (listener, *_) = await nursery.start(partial(trio.serve_tcp, handle, 0, host=host))
+        yield listener.socket.getsockname()[1]
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def serve_websocket(
+    handler: Callable[[trio_websocket.WebSocketRequest], Awaitable[None]],
+    ssl_context: ssl.SSLContext | None = None,
+    host: str = "127.0.0.1",
+) -> AsyncIterator[str]:
+    """Serve websockets; ``handler`` gets the requests. Gives the URL."""
+    scheme = "wss" if ssl_context else "ws"
+    name = f"[{host}]" if ":" in host else host
+
+    async def handle(request: trio_websocket.WebSocketRequest) -> None:
+        with suppress(trio_websocket.ConnectionClosed):
+            await handler(request)
+
+    async with trio.open_nursery() as nursery:
+        server = await nursery.start(
+            partial(trio_websocket.serve_websocket, handle, host, 0, ssl_context, connect_timeout=5, disconnect_timeout=1)
+        )
+        yield f"{scheme}://{name}:{server.listeners[0].port}/realtime"
+        nursery.cancel_scope.cancel()
+
+
+async def receive_head(stream: trio.abc.Stream) -> bytes:
+    """The head of an HTTP request."""
+    head = b""
+    while b"\r\n\r\n" not in head:
+        data = await stream.receive_some()
+        if not data:
+            break
+        head += data
+    return head
+
+
+class ScriptedExchange:
+    """Speaks the protocol as BitMEX does: welcome, acknowledgements, refusals, a partial for each subscription.
+
+    ``clients``: the websockets that are open; ``commands``: (op, args) of all that was received, in order; ``refuse``: the answers to
+    topics that are refused, as (status, text).
+    """
+
+    def __init__(self) -> None:
+        self.clients: list[trio_websocket.WebSocketConnection] = []
+        self.commands: list[tuple[str, list[str]]] = []
+        self.texts: list[str] = []
+        self.refuse: dict[str, tuple[int, str]] = {}
+        self.partials: dict[str, dict[str, Any]] = {}
+        self.headers: list[dict[bytes, bytes]] = []
+        self.paths: list[str] = []
+        self.held: set[str] = set()
+
+    async def __call__(self, request: trio_websocket.WebSocketRequest) -> None:
+        self.headers.append(dict(request.headers))
+        self.paths.append(request.path)
+        ws = await request.accept()
+        self.clients.append(ws)
+        try:
+            await self.send(WELCOME, ws)
+            while True:
+                text = await ws.get_message()
+                self.texts.append(text)
+                if text == "ping":
+                    await ws.send_message("pong")
+                    continue
+                command = json.loads(text)
+                if isinstance(command, dict) and command.get("op") in ("subscribe", "unsubscribe"):
+                    await self.answer(ws, command)
+        finally:
+            self.clients.remove(ws)
+
+    async def answer(self, ws: trio_websocket.WebSocketConnection, command: dict[str, Any]) -> None:
+        op, args = command["op"], command["args"]
+        args = args if isinstance(args, list) else [args]
+        self.commands.append((op, args))
+        for topic in args:
+            if topic in self.refuse and op == "subscribe":
+                status, error = self.refuse[topic]
+                await self.send({"status": status, "error": error, "meta": {}, "request": command}, ws)
+                continue
+            await self.send({"success": True, op: topic, "request": command}, ws)
+            if op == "subscribe":
+                self.held.add(topic)
+                await self.send(self.partials.get(topic) or partial_of(topic), ws)
+            else:
+                self.held.discard(topic)
+
+    async def send(self, message: Any, ws: trio_websocket.WebSocketConnection | None = None) -> None:
+        text = message if isinstance(message, str | bytes) else json.dumps(message, separators=(",", ":"))
+        for client in [ws] if ws else list(self.clients):
+            await client.send_message(text)
+
+    @asynccontextmanager
+    async def open(self, **options: Any) -> AsyncIterator[str]:
+        async with serve_websocket(self, **options) as url:
+            yield url
+
+
+async def tardis_replay(messages: Iterable[str], request: trio_websocket.WebSocketRequest, *, window: float = 0.2) -> None:
+    """What tardis-machine's ``ws-replay`` does with a client, as observed: no welcome, no acknowledgements; subscriptions that come soon
+    (there: 2 s) after the connection are taken, then all their messages as fast as they go, then close 1000."""
+    ws = await request.accept()
+    topics: set[str] = set()
+    with trio.move_on_after(window):
+        while True:
+            command = json.loads(await ws.get_message())
+            topics.update(command["args"])
+    if not topics:
+        await ws.aclose(1011, "no subscriptions")
+        return
+    for text in messages:
+        message = json.loads(text)
+        if "table" not in message:
+            continue
+        symbol = message["data"][0].get("symbol") if message["data"] else message.get("filter", {}).get("symbol")
+        if message["table"] in topics or f"{message['table']}:{symbol}" in topics:
+            await ws.send_message(text)
+    await ws.aclose(1000, "WS replay finished")

@@ -1,0 +1,334 @@
+"""The client side of the protocol: what is sent, and what answers mean."""
+
+import json
+import pickle
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from bitmex_streams.protocol import (
+    MAX_ARGS,
+    PRIVATE_TABLES,
+    PUBLIC_TABLES,
+    Acknowledged,
+    ClientProtocol,
+    Refused,
+    check_topic,
+    covers,
+)
+from tests.servers import partial_of
+
+
+def commands(protocol):
+    return [(command["op"], command["args"]) for command in map(json.loads, protocol.commands())]
+
+
+def acknowledge(protocol, op, topic):
+    return protocol.receive(json.dumps({"success": True, op: topic, "request": {"op": op, "args": [topic]}}))
+
+
+def refuse(protocol, error, *topics, status=400, op="subscribe"):
+    answer = {"status": status, "error": error, "meta": {}, "request": {"op": op, "args": list(topics)}}
+    return protocol.receive(json.dumps(answer))
+
+
+def send_data(protocol, table, symbol, action="insert"):
+    row = {"timestamp": "2026-01-01T00:00:00.000Z", "symbol": symbol, "size": 1}
+    return protocol.receive(json.dumps({"table": table, "action": action, "data": [row]}, separators=(",", ":")))
+
+
+@pytest.fixture
+def protocol():
+    return ClientProtocol()
+
+
+# --- topics ---
+
+
+@pytest.mark.parametrize("topic", ["trade", "orderBookL2_25:XBTUSD", "instrument:.BXBT", "quote:XBT_USDT", "tradeBin1m:XBTZ26"])
+def test_a_table_or_a_table_and_a_symbol_is_a_topic(topic):
+    assert check_topic(topic) == topic
+
+
+@pytest.mark.parametrize("topic", ["", "trade:", ":XBTUSD", "trade:A:B", "trade XBTUSD", "trade,quote", "2trade", None, 3, "trade\n"])
+def test_anything_else_is_a_value_error_that_shows_how_topics_look(topic):
+    with pytest.raises(ValueError, match="orderBookL2:XBTUSD"):
+        check_topic(topic)
+
+
+def test_a_table_covers_its_symbols_and_not_another_table_that_begins_alike():
+    assert covers("trade", "trade:XBTUSD") and covers("trade", "trade")
+    assert not covers("orderBookL2", "orderBookL2_25:XBTUSD")
+    assert not covers("trade:XBTUSD", "trade")
+
+
+def test_no_table_is_both_public_and_private():
+    assert not PUBLIC_TABLES & PRIVATE_TABLES
+
+
+# --- subscribing ---
+
+
+def test_what_is_wanted_is_sent_once_and_in_force_once_acknowledged(protocol):
+    protocol.subscribe(["trade:XBTUSD"])
+    assert commands(protocol) == [("subscribe", ["trade:XBTUSD"])]
+    assert commands(protocol) == []
+    assert protocol.subscriptions == frozenset() and not protocol.settled("trade:XBTUSD")
+    assert acknowledge(protocol, "subscribe", "trade:XBTUSD") == (Acknowledged("subscribe", "trade:XBTUSD"),)
+    assert protocol.subscriptions == {"trade:XBTUSD"} and protocol.settled("trade:XBTUSD")
+
+
+def test_subscribing_twice_sends_nothing_more(protocol):
+    protocol.subscribe(["trade"])
+    commands(protocol)
+    protocol.subscribe(["trade"])
+    assert commands(protocol) == []
+    acknowledge(protocol, "subscribe", "trade")
+    protocol.subscribe(["trade"])
+    assert commands(protocol) == [] and protocol.settled("trade")
+
+
+def test_no_command_has_more_topics_than_the_exchange_takes(protocol):
+    topics = [f"trade:S{number}" for number in range(50)]
+    protocol.subscribe(topics)
+    sent = commands(protocol)
+    assert [len(args) for _, args in sent] == [MAX_ARGS, MAX_ARGS, 10]
+    assert [topic for _, args in sent for topic in args] == topics
+
+
+def test_what_was_taken_back_before_it_was_sent_is_never_sent(protocol):
+    protocol.subscribe(["trade"])
+    protocol.unsubscribe(["trade"])
+    assert commands(protocol) == [] and protocol.settled("trade")
+
+
+def test_an_unsubscribe_before_the_answer_is_sent_behind_the_subscribe(protocol):
+    protocol.subscribe(["trade"])
+    commands(protocol)
+    protocol.unsubscribe(["trade"])
+    assert commands(protocol) == [("unsubscribe", ["trade"])]
+    acknowledge(protocol, "subscribe", "trade")
+    assert not protocol.settled("trade")
+    acknowledge(protocol, "unsubscribe", "trade")
+    assert protocol.settled("trade") and protocol.subscriptions == frozenset()
+
+
+def test_unsubscribing_what_is_not_subscribed_sends_nothing(protocol):
+    assert protocol.unsubscribe(["trade"]) == []
+    assert commands(protocol) == []
+
+
+def test_a_symbol_of_a_table_that_is_subscribed_is_satisfied_by_the_table(protocol):
+    protocol.subscribe(["trade"])
+    commands(protocol)
+    assert protocol.subscribe(["trade:XBTUSD"]) == ["trade"]
+    assert commands(protocol) == []
+
+
+def test_a_table_takes_the_place_of_its_symbols_which_are_given_up_first(protocol):
+    protocol.subscribe(["trade:XBTUSD", "trade:ETHUSD", "quote:XBTUSD"])
+    commands(protocol)
+    protocol.subscribe(["trade"])
+    assert commands(protocol) == [("unsubscribe", ["trade:XBTUSD", "trade:ETHUSD"]), ("subscribe", ["trade"])]
+
+
+def test_a_subscription_in_the_url_is_known_from_its_acknowledgement(protocol):
+    acknowledge(protocol, "subscribe", "trade:XBTUSD")
+    assert protocol.subscriptions == {"trade:XBTUSD"}
+    protocol.unsubscribe(["trade:XBTUSD"])
+    assert commands(protocol) == [("unsubscribe", ["trade:XBTUSD"])]
+
+
+def test_after_a_disconnect_what_is_wanted_is_sent_again_and_nothing_is_in_force(protocol):
+    protocol.subscribe(["trade", "quote"])
+    commands(protocol)
+    acknowledge(protocol, "subscribe", "trade")
+    protocol.disconnected()
+    assert protocol.subscriptions == frozenset()
+    protocol.unsubscribe(["quote"])
+    assert commands(protocol) == [("subscribe", ["trade"])]
+
+
+# --- servers that send no acknowledgements ---
+
+
+@pytest.mark.parametrize("topic", ["trade", "trade:XBTUSD"])
+def test_the_first_message_of_a_topic_answers_where_no_acknowledgement_comes(protocol, topic):
+    protocol.subscribe([topic, "quote:XBTUSD"])
+    commands(protocol)
+    assert send_data(protocol, "trade", "XBTUSD") == (Acknowledged("subscribe", topic),)
+    assert protocol.subscriptions == {topic} and not protocol.acknowledges
+
+
+def test_a_message_of_another_symbol_or_table_is_no_answer(protocol):
+    protocol.subscribe(["trade:XBTUSD"])
+    commands(protocol)
+    assert send_data(protocol, "trade", "ETHUSD") == () and send_data(protocol, "quote", "XBTUSD") == ()
+
+
+def test_an_empty_partial_answers_by_its_filter(protocol):
+    protocol.subscribe(["liquidation:XBTUSD"])
+    commands(protocol)
+    answers = protocol.receive(json.dumps(partial_of("liquidation:XBTUSD")).encode())
+    assert answers == (Acknowledged("subscribe", "liquidation:XBTUSD"),)
+
+
+# --- refusals ---
+
+
+def test_a_refused_topic_is_no_longer_wanted_and_its_refusal_is_known_until_it_is_asked_for_again(protocol):
+    protocol.subscribe(["foo"])
+    commands(protocol)
+    refusal = Refused("subscribe", "foo", 400, "Unknown table: foo")
+    assert refuse(protocol, "Unknown table: foo", "foo") == (refusal,)
+    assert protocol.settled("foo") and protocol.refusal("foo") == refusal
+    protocol.subscribe(["foo"])
+    assert protocol.refusal("foo") is None and commands(protocol) == [("subscribe", ["foo"])]
+
+
+@pytest.mark.parametrize(
+    "error, status, refused",
+    [
+        ("Unknown table: foo.", 400, ["foo:A"]),
+        ("Unknown symbol: A", 400, ["foo:A"]),
+        ("You may not see trade:B", 400, ["trade:B"]),
+        ("User requested an account-locked subscription but no authorization was provided.", 401, ["order"]),
+        ("Rate limit exceeded, retry in 1 seconds.", 429, ["foo:A", "trade:B", "order"]),
+    ],
+)
+def test_a_refusal_concerns_the_topics_that_it_names_or_else_all_that_are_unanswered(protocol, error, status, refused):
+    topics = ["quote", "foo:A", "trade:B", "order"]
+    protocol.subscribe(topics)
+    commands(protocol)
+    acknowledge(protocol, "subscribe", "quote")
+    answers = refuse(protocol, error, *topics, status=status)
+    assert [(answer.topic, answer.status) for answer in answers] == [(topic, status) for topic in refused]
+    assert "quote" in protocol.subscriptions
+
+
+def test_that_it_is_already_subscribed_is_no_refusal(protocol):
+    protocol.subscribe(["trade"])
+    commands(protocol)
+    assert refuse(protocol, "You are already subscribed to this topic: trade", "trade") == (Acknowledged("subscribe", "trade"),)
+    protocol.unsubscribe(["trade"])
+    commands(protocol)
+    refuse(protocol, "You are not subscribed to this topic: trade", "trade", op="unsubscribe")
+    assert protocol.subscriptions == frozenset() and protocol.refusal("trade") is None
+
+
+def test_an_error_that_answers_no_command_of_ours_changes_nothing(protocol):
+    assert refuse(protocol, "Unknown table: foo", "foo") == ()
+    assert protocol.receive('{"status":400,"error":"Unrecognized request","request":"x"}') == ()
+
+
+# --- resync ---
+
+
+def subscribed(*topics):
+    protocol = ClientProtocol()
+    protocol.subscribe(topics)
+    commands(protocol)
+    for topic in topics:
+        acknowledge(protocol, "subscribe", topic)
+    return protocol
+
+
+def test_a_resync_unsubscribes_and_subscribes_once_while_it_is_under_way():
+    protocol = subscribed("trade:XBTUSD", "quote")
+    assert protocol.resync("trade:XBTUSD") and not protocol.resync("trade:XBTUSD")
+    assert commands(protocol) == [("unsubscribe", ["trade:XBTUSD"]), ("subscribe", ["trade:XBTUSD"])]
+    assert not protocol.resync("trade:XBTUSD")
+    acknowledge(protocol, "unsubscribe", "trade:XBTUSD")
+    assert not protocol.resync("trade:XBTUSD")
+    acknowledge(protocol, "subscribe", "trade:XBTUSD")
+    assert protocol.resync("trade:XBTUSD")
+
+
+@pytest.mark.parametrize(
+    "topic, sent", [("orderBookL2:XBTUSD", ["orderBookL2"]), ("trade", ["trade:A", "trade:B"]), ("quote", []), ("orderBookL2_25", [])]
+)
+def test_a_resync_takes_the_topics_that_cover_or_are_covered(topic, sent):
+    protocol = subscribed("orderBookL2", "trade:A", "trade:B")
+    assert protocol.resync(topic) is bool(sent)
+    assert [args for _, args in commands(protocol)] == ([sent, sent] if sent else [])
+
+
+def test_a_resync_of_everything_takes_every_topic():
+    protocol = subscribed("trade", "quote")
+    protocol.resync()
+    assert commands(protocol) == [("unsubscribe", ["trade", "quote"]), ("subscribe", ["trade", "quote"])]
+
+
+def test_deltas_of_the_old_subscription_do_not_answer_a_resync():
+    protocol = subscribed("trade:XBTUSD")
+    protocol.resync("trade:XBTUSD")
+    commands(protocol)
+    assert send_data(protocol, "trade", "XBTUSD") == ()
+    assert send_data(protocol, "trade", "XBTUSD", "partial") == (Acknowledged("subscribe", "trade:XBTUSD"),)
+
+
+# --- whatever arrives ---
+
+
+@given(st.one_of(st.text(), st.binary(), st.sampled_from(['{"table"', '{"table":', b'{"table":"trade', '{"table":"trade","data":3}', "["])))
+def test_what_cannot_be_understood_is_left_to_others(data):
+    protocol = ClientProtocol()
+    protocol.subscribe(["trade"])
+    commands(protocol)
+    assert protocol.receive(data) == ()
+
+
+def test_answers_can_be_pickled():
+    answer = Refused("subscribe", "foo", 400, "no")
+    assert pickle.loads(pickle.dumps(answer)) == answer
+
+
+TOPICS = ["trade", "trade:A", "trade:B", "quote:A", "order"]
+STEPS = st.lists(st.tuples(st.sampled_from(["subscribe", "unsubscribe", "resync", "write", "answer"]), st.sampled_from(TOPICS)))
+
+
+@settings(max_examples=300, deadline=None)
+@given(STEPS, st.booleans())
+def test_whatever_the_order_of_wishes_and_answers_the_server_ends_up_holding_what_is_wanted(steps, refuses_order):
+    protocol, wire, held, wanted = ClientProtocol(), [], set(), set()
+
+    def answer():
+        op, topic = wire.pop(0)
+        if topic == "order" and refuses_order and op == "subscribe":
+            refuse(protocol, "order is refused", topic)
+            return
+        assert (topic in held) == (op == "unsubscribe"), "the server is never asked for what it holds, or to drop what it does not"
+        (held.add if op == "subscribe" else held.discard)(topic)
+        assert not any(one != other and covers(one, other) for one in held for other in held)
+        acknowledge(protocol, op, topic)
+
+    def write():
+        for op, topics in commands(protocol):
+            wire.extend((op, topic) for topic in topics)
+
+    for step, topic in steps:
+        if topic == "order" and refuses_order and step in ("unsubscribe", "resync"):
+            continue  # what a refusal means for later wishes has tests of its own
+        if step == "subscribe":
+            protocol.subscribe([topic])
+            if not any(covers(other, topic) for other in wanted):
+                wanted -= {other for other in wanted if covers(topic, other)}
+                wanted.add(topic)
+        elif step == "unsubscribe":
+            protocol.unsubscribe([topic])
+            wanted.discard(topic)
+        elif step == "resync":
+            protocol.resync(topic)
+        elif step == "write":
+            write()
+        elif wire:
+            answer()
+    write()
+    while wire:
+        answer()
+    if refuses_order:
+        wanted.discard("order")
+    assert held == wanted == protocol.subscriptions
+    assert all(map(protocol.settled, TOPICS))
+    assert commands(protocol) == []

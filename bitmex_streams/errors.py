@@ -47,7 +47,8 @@ class ConnectionClosed(BitMEXStreamsError):
 class SubscriptionError(BitMEXStreamsError):
     """The exchange refused a subscription, or did not answer it in time.
 
-    ``topic`` (str) is the topic in question; ``status`` (int) the exchange's status code, None where there was no answer.
+    ``topic`` (str) is the topic in question; ``status`` (int) the exchange's status code, None where there was no
+    answer.
     """
 
     def __init__(self, message: str, *, topic: str = "", status: int | None = None) -> None:

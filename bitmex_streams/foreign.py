@@ -1,9 +1,12 @@
-"""Running sections that are not ours: slurry's, and users'. Here stand the cures for what slurry's sections do on their own.
+"""Running sections that are not ours: slurry's, and users'. Here stand the cures for what slurry's sections do on
+their own.
 
-* A ``ThreadSection`` that waits for input when it is cancelled hangs on trio 0.21, where `trio.from_thread.run` is not cancelled with its
-  host: its channels are closed under it instead.
-* A ``ProcessSection`` gets a pump of our own: bounded, its exceptions and its death are raised, its process ends with the section.
-* Combiners raise (on current trio: nested groups of) BrokenResourceError once nobody wants their output: that is an end, no error.
+* A ``ThreadSection`` that waits for input when it is cancelled hangs on trio 0.21, where `trio.from_thread.run` is
+  not cancelled with its host: its channels are closed under it instead.
+* A ``ProcessSection`` gets a pump of our own: bounded, its exceptions and its death are raised, its process ends with
+  the section.
+* Combiners raise (on current trio: nested groups of) BrokenResourceError once nobody wants their output: that is an
+  end, no error.
 """
 
 from __future__ import annotations
@@ -70,14 +73,16 @@ async def _closed_on_cancel(input: Tap | None, output: Inbox) -> AsyncIterator[N
         nursery.cancel_scope.cancel()
 
 
-# --- processes --------------------------------------------------------------------------------------------------------
+# --- processes ---
 
 
 async def _pump_process(section: ProcessSection, input: Tap | None, output: Inbox) -> None:
     context = multiprocessing.get_context()
     child_input, to_child = context.Pipe(duplex=False)
     from_child, child_output = context.Pipe(duplex=False)
-    process = context.Process(target=_refine_in_child, args=(section, child_input if input is not None else None, child_output))
+    process = context.Process(
+        target=_refine_in_child, args=(section, child_input if input is not None else None, child_output)
+    )
     with warnings.catch_warnings():
         # "multi-threaded, use of fork() may lead to deadlocks": trio's idle worker threads hold no locks.
         warnings.simplefilter("ignore", DeprecationWarning)
@@ -135,7 +140,7 @@ def _how_it_died(section: Section, exitcode: int | None) -> str:
     if exitcode is not None and exitcode < 0:
         with contextlib.suppress(ValueError):
             how = signal.Signals(-exitcode).name
-    return f"the process of {type(section).__name__} ended ({how}) before its work did; what it had put out was delivered"
+    return f"the process of {type(section).__name__} ended ({how}) before its work did; what it put out was delivered"
 
 
 def _error_of_child(section: Section, pickled: bytes | None, text: str) -> BaseException:
@@ -153,7 +158,8 @@ def _refine_in_child(section: ProcessSection, receiver: Pipe | None, sender: Pip
         signal.set_wakeup_fd(-1)  # a fork shares trio's
 
     def put(kind: str, value: Any) -> None:
-        # Pickled here, not by the connection: when that fails to send, it leaves buffers behind that complain when collected.
+        # Pickled here, not by the connection: when that fails to send, it leaves buffers behind that complain when
+        # collected.
         sender.send_bytes(pickle.dumps((kind, value)))
 
     def items(receiver: Pipe) -> Iterator[Any]:
@@ -175,7 +181,7 @@ def _refine_in_child(section: ProcessSection, receiver: Pipe | None, sender: Pip
         put("end", None)
 
 
-# --- errors -------------------------------------------------------------------------------------------------------------
+# --- errors ---
 
 GROUPS: tuple[type[BaseException], ...] = (BaseExceptionGroup,)
 """The exceptions that hold exceptions."""
@@ -186,8 +192,9 @@ if isinstance(multi_error := vars(trio).get("MultiError"), type):  # trio 0.21, 
 def real_error(error: BaseException, *, output_closed: bool = False) -> BaseException | None:
     """What of an exception is an error: without `trio.Cancelled`, `OutputClosed`, and groups that hold less than two.
 
-    ``output_closed``: whether the section was told that its output is closed; then any BrokenResourceError is that, echoed. Returns
-    None where nothing is left, the exception itself where nothing was taken away; trio's MultiError becomes a builtin ExceptionGroup.
+    ``output_closed``: whether the section was told that its output is closed; then any BrokenResourceError is that,
+    echoed. Returns None where nothing is left, the exception itself where nothing was taken away; trio's MultiError
+    becomes a builtin ExceptionGroup.
     """
     if isinstance(error, GROUPS):
         parts: tuple[BaseException, ...] = error.exceptions  # type: ignore[attr-defined]
@@ -199,9 +206,8 @@ def real_error(error: BaseException, *, output_closed: bool = False) -> BaseExce
                 return error
             return error.derive(real).with_traceback(error.__traceback__)
         return BaseExceptionGroup("several errors", real)
-    if isinstance(error, (trio.Cancelled, OutputClosed)) or (output_closed and isinstance(error, trio.BrokenResourceError)):
-        return None
-    return error
+    echo = output_closed and isinstance(error, trio.BrokenResourceError)
+    return None if echo or isinstance(error, (trio.Cancelled, OutputClosed)) else error
 
 
 def holds_cancelled(error: BaseException) -> bool:

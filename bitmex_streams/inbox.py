@@ -1,8 +1,8 @@
 """A bounded buffer between tasks: many may put, one takes, and takes all that is there in one go.
 
-Why not `trio.open_memory_channel`: each receive is a pass through the scheduler (about 6 us an item); a batch costs one.
-An `Inbox` is closed by its producer (`close`, perhaps with the error that ends the stream, which then waits its turn behind the
-items) or by its consumer (`shut`: nothing more is wanted).
+Why not `trio.open_memory_channel`: each receive is a pass through the scheduler (about 6 us an item); a batch costs
+one. An `Inbox` is closed by its producer (`close`, perhaps with the error that ends the stream, which then waits its
+turn behind the items) or by its consumer (`shut`: nothing more is wanted).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import trio
 __all__ = ["Inbox", "OutputClosed"]
 
 
-class OutputClosed(trio.BrokenResourceError):  # type: ignore[misc]
+class OutputClosed(trio.BrokenResourceError):
     """Nobody wants what a section still puts out. As in slurry, that ends the section, and is no error."""
 
 
@@ -69,14 +69,16 @@ class Inbox:
         """Put one item in at once, whether or not there is room. For producers that wait by other means."""
         if not self.wanted:
             self.told = True
-            raise OutputClosed("nobody wants what this section puts out: its taps are closed, or the next section has ended")
+            raise OutputClosed("nobody wants this: its taps are closed, or the next section has ended")
         self._items.append(item)
         self.bytes += size
         if self._news:
             self._news.unpark()
 
     def close(self, error: BaseException | None = None) -> None:
-        """The producer is done: after what is there, `take` raises ``error``, or trio.EndOfChannel. Only the first call counts."""
+        """The producer is done: after what is there, `take` raises ``error``, or trio.EndOfChannel. Only the first
+        call counts.
+        """
         if not self.closed:
             self.closed = True
             self._error = error

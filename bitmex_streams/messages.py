@@ -262,9 +262,9 @@ class BookUpdate(Struct, frozen=True, gc=False):
     table: str = "orderBookL2"
 
     def __reduce__(self) -> tuple[Any, ...]:
-        book = self.book.snapshot()
-        return BookUpdate, (self.symbol, self.best_bid, self.best_ask, self.changes, self.stale, self.timestamp, self.received,
-                            book, self.table)
+        values = {field: getattr(self, field) for field in self.__struct_fields__}
+        values["book"] = self.book.snapshot()
+        return BookUpdate, tuple(values.values())
 
 
 class Bar(Struct, frozen=True, gc=False):

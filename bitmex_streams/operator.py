@@ -1,12 +1,13 @@
 """The two bases of our sections: `Operator`, whose work is synchronous, and `Source`, which hands over batches.
 
-Both are slurry sections and work in a plain `slurry.Pipeline` through ``pump``. Our own Pipeline knows them better: it runs a source
-and the operators behind it in one task, item by item, depth first, with no channel in between.
+Both are slurry sections and work in a plain `slurry.Pipeline` through ``pump``. Our own Pipeline knows them better:
+it runs a source and the operators behind it in one task, item by item, depth first, with no channel in between.
 
-Time: an operator's timers run on ``received`` (ns), the time of the items themselves, so that a recording replayed at full speed
-gives what the live run gave. While nothing arrives, ``received`` is carried on by trio's clock, at the ``rate`` of the source: 1 for a
-live one, the speed of a paced replay, 0 for a replay that is as fast as it can (there, only the items move time). Where the rate is
-unknown (a foreign source, a plain slurry pipeline), items of the last minute count as live, older ones as a replay.
+Time: an operator's timers run on ``received`` (ns), the time of the items themselves, so that a recording replayed at
+full speed gives what the live run gave. While nothing arrives, ``received`` is carried on by trio's clock, at the
+``rate`` of the source: 1 for a live one, the speed of a paced replay, 0 for a replay that is as fast as it can
+(there, only the items move time). Where the rate is unknown (a foreign source, a plain slurry pipeline), items of the
+last minute count as live, older ones as a replay.
 """
 
 from __future__ import annotations
@@ -30,15 +31,18 @@ Output = Callable[[Any], Awaitable[None]]
 class Operator(Section):
     """A section whose work is synchronous: override `process`, and where needed `finish`, `deadline` and `on_time`.
 
-    None of them may await or do I/O, and none may change an item or a row that was handed in. What they return is iterated to
-    its end, once, before the next call. An exception ends the pipeline, after everything that was put out before it was delivered.
+    None of them may await or do I/O, and none may change an item or a row that was handed in. What they return is
+    iterated to its end, once, before the next call. An exception ends the pipeline, after everything that was put out
+    before it was delivered.
     """
 
     deadline: int | None = None
     """The time (ns, on ``received``) at which `on_time` wants to be called; None: not at all."""
 
     now: int = 0
-    """The time (ns): ``received`` of the item in hand, or the clock where the item has none. Kept only where `on_time` is overridden."""
+    """The time (ns): ``received`` of the item in hand, or the clock where the item has none. Kept only where
+    `on_time` is overridden.
+    """
 
     resync: Callable[[str], None] | None = None
     """Asks the source for a new partial of a topic (``table`` or ``table:symbol``); synchronous, idempotent, queued.
@@ -55,7 +59,9 @@ class Operator(Section):
         return ()
 
     def on_time(self, now: int) -> Iterable[Any]:
-        """What comes out because `deadline` has come; ``now`` (ns) is at or after it. Must move `deadline` on, or set it to None."""
+        """What comes out because `deadline` has come; ``now`` (ns) is at or after it. Must move `deadline` on, or set
+        it to None.
+        """
         return ()
 
     def lose_state(self, source: str, reason: str) -> None:
@@ -157,7 +163,8 @@ class Batches(Protocol):
     async def receive(self) -> Sequence[Any]:
         """At least one item. Safe to cancel: nothing is lost. Always a checkpoint.
 
-        Raises trio.EndOfChannel at the end, or the error that ended the stream, after everything before it was received.
+        Raises trio.EndOfChannel at the end, or the error that ended the stream, after everything before it was
+        received.
         """
 
 
@@ -165,11 +172,14 @@ class Source(Section):
     """A section that other sections' work comes from: `Connection`, `Replay`. Override `batches`."""
 
     rate: float | None = None
-    """How many seconds of ``received`` pass in one second of trio's clock; 0: unrelated; None: unknown. See this module's top."""
+    """How many seconds of ``received`` pass in one second of trio's clock; 0: unrelated; None: unknown. See this
+    module's top.
+    """
 
     @abstractmethod
     def batches(self, input: Any) -> AbstractAsyncContextManager[Batches]:
-        """Open the source, for as long as the context lasts. ``input`` is an async iterable of what to send, or None."""
+        """Open the source, for as long as the context lasts. ``input`` is an async iterable of what to send, or None.
+        """
 
     async def pump(self, input: Any, output: Output) -> None:
         """Run in a plain slurry pipeline (or inside one of slurry's combiners)."""

@@ -1,38 +1,36 @@
 """The Pipeline: slurry's, with ordered, bounded taps on any stage.
 
-How it runs. The sections are cut into *runs*: a head (the source, or a section that is not ours) and the operators behind it. Each run is
-one task. It takes a batch from its head and pushes it, item by item and depth first, through its operators: a chain of plain
-function calls that is put together anew whenever a tap opens or closes, so that a stage without taps costs nothing. A foreign section
-has a task of its own, between the buffer that the run before it fills and the `Inbox` that its own run empties.
+How it runs. The sections are cut into *runs*: a head (the source, or a section that is not ours) and the operators
+behind it. Each run is one task. It takes a batch from its head and pushes it, item by item and depth first, through
+its operators: a chain of plain function calls that is put together anew whenever a tap opens or closes, so that a
+stage without taps costs nothing. A foreign section has a task of its own, between the buffer that the run before it
+fills and the `Inbox` that its own run empties.
 
-How it ends. A run that comes to the end of its head finishes its operators, and then ends its taps and the input of the next section: the
-end travels downstream behind the last item, and so does an error: what stands before the failure is cancelled, what stands behind it
-finishes its work; when every `block` tap was read to the end, the body of the context is cancelled and the error raised from there.
+How it ends. A run that comes to the end of its head finishes its operators, and then ends its taps and the input of
+the next section: the end travels downstream behind the last item, and so does an error: what stands before the
+failure is cancelled, what stands behind it finishes its work; when every `block` tap was read to the end, the body of
+the context is cancelled and the error raised from there.
 """
 
 from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import AsyncIterator, Awaitable, Callable, Hashable, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias
 
 import trio
 from slurry.sections.abc import Section
 
-from .foreign import GROUPS, holds_cancelled, one_error, pump_iterable, pump_section, real_error
-from .inbox import Inbox
-from .operator import Operator, Source, StreamClock
-from .tap import Block, DropNewest, DropOldest, Latest, OverflowPolicy, Tap
+from .foreign import holds_cancelled, one_error, real_error
+from .operator import Operator, Source
+from .run import Run, Stage, name_of
+from .tap import BATCH, Block, DropNewest, DropOldest, Latest, OverflowPolicy, Tap
 
 __all__ = ["Overflow", "Pipeline"]
 
 Overflow: TypeAlias = Literal["block", "drop_oldest", "drop_newest", "latest"]
 
-BATCH = 64
-"""How many items a run handles, at most, before it lets other tasks run; also the default buffer of a tap."""
-SECTION_BUFFER = 16
-"""How many items wait before and behind a section that is not ours."""
 GRACE = 1.0
 """Seconds that a consumer has to come back from handling the last item before an error, until it is cancelled."""
 
@@ -40,7 +38,8 @@ GRACE = 1.0
 class Pipeline:
     """A chain of sections. Use `create`, which returns an async context manager.
 
-    ``sections``: the sections as given. ``nursery``: the trio.Nursery in which it runs; what is started there ends with the pipeline.
+    ``sections``: the sections as given. ``nursery``: the trio.Nursery in which it runs; what is started there ends
+    with the pipeline.
     """
 
     def __init__(
@@ -53,7 +52,7 @@ class Pipeline:
     ) -> None:
         self.sections = sections
         self.nursery = nursery
-        self._stages = [_Stage(section) for section in _checked(sections)]
+        self._stages = [Stage(section) for section in _checked(sections)]
         self._runs = _cut_into_runs(self, self._stages)
         self._enabled = enabled
         self._parent = parent
@@ -68,12 +67,14 @@ class Pipeline:
     def create(cls, *sections: Any) -> contextlib.AbstractAsyncContextManager[Pipeline]:
         """A pipeline of ``sections``, as an async context manager.
 
-        Each is a `slurry.sections.abc.Section` (ours, slurry's, yours), or a tuple of them, nested at will; the first may be any async
-        iterable instead. It starts with its first tap, or with `start`; leaving the context cancels what still runs and waits for it.
+        Each is a `slurry.sections.abc.Section` (ours, slurry's, yours), or a tuple of them, nested at will; the first
+        may be any async iterable instead. It starts with its first tap, or with `start`; leaving the context cancels
+        what still runs and waits for it.
 
-        Raises ValueError for what is no section, for an async iterable that is not first, and for the same object twice.
-        Leaving the context raises the error that ended the pipeline: one as itself, several as an ExceptionGroup, after every item before it has
-        been through every stage and was taken from every `block` tap. What its body raises passes untouched.
+        Raises ValueError for what is no section, for an async iterable that is not first, and for the same object
+        twice. Leaving the context raises the error that ended the pipeline: one as itself, several as an
+        ExceptionGroup, after every item before it has been through every stage and was taken from every `block` tap.
+        What its body raises passes untouched.
         """
         _checked(sections)
         return cls._open(sections)
@@ -129,18 +130,21 @@ class Pipeline:
     ) -> Tap:
         """Open a tap: a channel that receives every item which comes out of a stage, from now on, in order.
 
-        ``section``: the section whose output is tapped; None: the last one. ``start``: start the pipeline, if it was not yet.
+        ``section``: the section whose output is tapped; None: the last one. ``start``: start the pipeline, if it was
+        not yet.
 
         ``overflow`` says what happens when the consumer is slower than the stream:
 
-        * ``"block"``: the pipeline waits: nothing is lost, and everybody waits with it, so never leave such a tap open unread.
-          ``max_buffer_size`` items may wait (default 64; 0 hands over item by item; math.inf: unbounded). With a ``timeout`` (seconds;
-          the default buffer is then 0), a consumer that takes nothing for that long, ``retrys`` + 1 times, ends the pipeline with
-          trio.BusyResourceError.
-        * ``"drop_oldest"``, ``"drop_newest"``: of more than ``max_buffer_size`` (default 64) waiting items, the oldest or the newest go.
+        * ``"block"``: the pipeline waits: nothing is lost, and everybody waits with it, so never leave such a tap
+          open unread. ``max_buffer_size`` items may wait (default 64; 0 hands over item by item; math.inf:
+          unbounded). With a ``timeout`` (seconds; the default buffer is then 0), a consumer that takes nothing for
+          that long, ``retrys`` + 1 times, ends the pipeline with trio.BusyResourceError.
+        * ``"drop_oldest"``, ``"drop_newest"``: of more than ``max_buffer_size`` (default 64) waiting items, the
+          oldest or the newest go.
         * ``"latest"``: only the newest item for each ``key(item)`` is kept (default: by table and symbol).
 
-        The last three delay nobody; ``tap.dropped`` counts, marks are never dropped, and a `BookUpdate` behind a gap has ``changes`` None.
+        The last three delay nobody; ``tap.dropped`` counts, marks are never dropped, and a `BookUpdate` behind a gap
+        has ``changes`` None.
 
         Items are handed out by reference. When the pipeline has ended, a new tap ends at once.
         Raises ValueError when the section is no stage of this pipeline, or options contradict each other.
@@ -165,11 +169,14 @@ class Pipeline:
         self._enabled.set()
 
     async def wait(self) -> None:
-        """Wait until the pipeline has ended: its source, or its work, for want of a tap. An error is raised by the context, not here."""
+        """Wait until the pipeline has ended: its source, or its work, for want of a tap. An error is raised by the
+        context, not here.
+        """
         await self._ended.wait()
 
     def extend(self, *sections: Any, start: bool = False) -> Pipeline:
-        """A new pipeline of ``sections`` behind this one, which it taps (`block`). It runs in this one's context and ends with it.
+        """A new pipeline of ``sections`` behind this one, which it taps (`block`). It runs in this one's context and
+        ends with it.
 
         Can be called while the pipeline runs; the new one begins with the next item.
         """
@@ -188,7 +195,7 @@ class Pipeline:
     # --- taps -------------------------------------------------------------------------------------------------------
 
     def _buffer(
-        self, stage: _Stage, overflow: str, size: float | None, timeout: float, retrys: int,
+        self, stage: Stage, overflow: str, size: float | None, timeout: float, retrys: int,
         key: Callable[[Any], Hashable] | None,
     ) -> OverflowPolicy:
         if overflow not in ("block", "drop_oldest", "drop_newest", "latest"):
@@ -199,7 +206,7 @@ class Pipeline:
             raise ValueError(f'key goes with overflow="latest", not with {overflow!r}')
         if overflow == "block":
             if timeout <= 0 or retrys < 0:
-                raise ValueError(f"timeout is in seconds, more than 0, and retrys 0 or more; not {timeout!r} and {retrys!r}")
+                raise ValueError(f"timeout is in seconds, above 0, and retrys 0 or more; not {timeout!r}, {retrys!r}")
             if size is None:
                 size = BATCH if timeout == math.inf else 0
             return Block(size, timeout, retrys, stage.run.pressed)
@@ -214,14 +221,14 @@ class Pipeline:
             raise ValueError(f"overflow={overflow!r} needs room for one item at least: max_buffer_size is {size!r}")
         return DropOldest(size) if overflow == "drop_oldest" else DropNewest(size)
 
-    def _stage_of(self, section: Any) -> _Stage:
+    def _stage_of(self, section: Any) -> Stage:
         for stage in self._stages:
             if stage.section is section:
                 return stage
         stages = ", ".join(f"{number}: {stage}" for number, stage in enumerate(self._stages))
-        raise ValueError(f"{_name(section)} is not a stage of this pipeline, whose stages are {stages}")
+        raise ValueError(f"{name_of(section)} is not a stage of this pipeline, whose stages are {stages}")
 
-    def _close_tap(self, stage: _Stage, buffer: OverflowPolicy) -> None:
+    def _close_tap(self, stage: Stage, buffer: OverflowPolicy) -> None:
         if buffer in stage.buffers:
             stage.buffers.remove(buffer)
             self._open_taps -= 1
@@ -250,7 +257,8 @@ class Pipeline:
             if isinstance(error, GeneratorExit):
                 raise
             family.record(error)
-        # Everything has passed every stage, as far as it will. (If we were cancelled from outside, this is as good as nothing.)
+        # Everything has passed every stage, as far as it will. (If we were cancelled from outside, this is as good as
+        # nothing.)
         if family.errors and not family.leaving:
             for stage in self._stages:
                 for buffer in list(stage.buffers):
@@ -264,7 +272,7 @@ class Pipeline:
         family.active -= 1
         family.settle()
 
-    def _fail(self, error: BaseException, run: _Run, *, head_too: bool) -> None:
+    def _fail(self, error: BaseException, run: Run, *, head_too: bool) -> None:
         """Record what ended ``run`` (or its head), and stop all that stands before it."""
         self._family.record(error)
         for earlier in self._runs[: self._runs.index(run)]:
@@ -328,281 +336,6 @@ class _Family:
             self.body.cancel()
 
 
-class _Stage:
-    """One section of a pipeline, and the taps on its output."""
-
-    run: _Run
-
-    def __init__(self, section: Any) -> None:
-        self.section = section
-        self.buffers: list[OverflowPolicy] = []
-        self.ended = False
-
-    def end_taps(self) -> None:
-        self.ended = True
-        for buffer in self.buffers:
-            buffer.end()
-
-    def __str__(self) -> str:
-        return _name(self.section)
-
-
-class _Unwanted(Exception):
-    """Nobody wants what comes next."""
-
-
-class _Run:
-    """A head and the operators behind it: one task."""
-
-    def __init__(self, pipeline: Pipeline, stages: list[_Stage], previous: _Run | None) -> None:
-        self.pipeline = pipeline
-        self.stages = stages
-        self.previous = previous
-        self.next_input: Block | None = None
-        self.input: Tap | None = None
-        self.pressed: set[Block] = set()  # the taps and the input that are over their capacity
-        self.head_scope = trio.CancelScope()
-        self.inbox = Inbox(SECTION_BUFFER)
-        self._scope = trio.CancelScope()
-        self._clock: StreamClock
-        self._failed: Operator | None = None
-        self._push: Callable[[Any], None]
-        self._after: list[Callable[[Any], None]]  # for each operator, where its output goes
-        for stage in stages:
-            stage.run = self
-        self.compile()
-        if previous is not None:
-            previous.next_input = Block(SECTION_BUFFER, math.inf, 0, previous.pressed)
-            previous.next_input.on_close = previous.compile
-            previous.compile()
-            self.input = Tap(previous.next_input)
-
-    def compile(self) -> None:
-        """Put the chain of calls together, from the end to the head."""
-        targets = [buffer.put for buffer in self.stages[-1].buffers]
-        if self.next_input is not None and not self.next_input.closed:
-            targets.append(self.next_input.put)
-        push = _fan_out(targets)
-        after = []
-        for stage, before in zip(self.stages[:0:-1], self.stages[-2::-1], strict=True):
-            after.append(push)
-            push = _fan_out([*(buffer.put for buffer in before.buffers), self._step(stage.section, push)])
-        self._after = after[::-1]
-        self._push = push
-
-    def _step(self, operator: Operator, emit: Callable[[Any], None]) -> Callable[[Any], None]:
-        process = operator.process
-
-        def step(item: Any) -> None:
-            try:
-                for out in process(item):
-                    emit(out)
-            except BaseException as error:
-                self._blame(operator, error)
-                raise
-
-        return step
-
-    def _blame(self, operator: Operator, error: BaseException) -> None:
-        """Remember where an error came from: it passes the operators before as well."""
-        if self._failed is None:
-            self._failed = operator
-            error.add_note(f"raised in {_name(operator)}, a section of the pipeline")
-
-    @property
-    def _wanted(self) -> bool:
-        """Whether anybody wants what this run puts out: a tap here or further up, or a next section that still takes."""
-        if not self.pipeline._wanted:
-            return False
-        if self.next_input is None or not self.next_input.closed:
-            return True
-        run: _Run | None = self
-        while run is not None:
-            if any(stage.buffers for stage in run.stages):
-                return True
-            run = run.previous
-        return False
-
-    # --- the tasks --------------------------------------------------------------------------------------------------
-
-    def start(self, nursery: trio.Nursery) -> None:
-        """Start the run, and the head's own task where it needs one."""
-        if not isinstance(self.stages[0].section, Source):
-            nursery.start_soon(self._run_head, self.stages[0].section)
-        nursery.start_soon(self._run)
-
-    def stop(self) -> None:
-        """End without finishing: something behind has failed."""
-        self.head_scope.cancel()
-        self._scope.cancel()
-
-    async def _run_head(self, head: Any) -> None:
-        """The task of a section that is not ours, or of an async iterable."""
-        try:
-            with self.head_scope:
-                if isinstance(head, Section):
-                    await pump_section(head, self.input, self.inbox)
-                else:
-                    await pump_iterable(head, self.inbox)
-        except BaseException as error:
-            if isinstance(error, GeneratorExit):
-                raise
-            left = real_error(error, output_closed=self.inbox.told)
-            if left is not None:
-                self.pipeline._fail(left, self, head_too=False)
-        finally:
-            if self.input is not None:
-                self.input.close()
-            self.inbox.close()
-
-    async def _run(self) -> None:
-        pipeline = self.pipeline
-        came_to_an_end = False
-        try:
-            with self._scope:
-                try:
-                    await self._drive()
-                    self.inbox.shut()
-                    await self._finish(self.operators)
-                except _Unwanted:
-                    if not pipeline._wanted:
-                        pipeline._stop.cancel()
-                except BaseException as error:
-                    left = real_error(error)
-                    if left is None or isinstance(error, GeneratorExit):
-                        raise
-                    pipeline._fail(left, self, head_too=True)
-                    self.inbox.shut()
-                    behind = self.operators.index(self._failed) + 1 if self._failed is not None else 0
-                    await self._finish(self.operators[behind:])
-                came_to_an_end = True
-        except BaseException as error:
-            if isinstance(error, GeneratorExit):
-                raise
-            left = real_error(error)
-            if left is not None:
-                pipeline._fail(left, self, head_too=True)
-                came_to_an_end = True
-        finally:
-            self.inbox.shut()
-            if isinstance(self.stages[0].section, Source) and self.input is not None:
-                self.input.close()
-        if came_to_an_end:
-            if self.next_input is not None:
-                self.next_input.end()
-            if not pipeline._family.errors:  # else nobody may take the failure for a good end
-                for stage in self.stages:
-                    stage.end_taps()
-
-    @property
-    def operators(self) -> list[Operator]:
-        """The operators of this run, in order."""
-        return [stage.section for stage in self.stages[1:]]
-
-    @contextlib.asynccontextmanager
-    async def _open_head(self) -> AsyncIterator[Callable[[], Awaitable[Sequence[Any]]]]:
-        head = self.stages[0].section
-        if isinstance(head, Source):
-            async with head.batches(self.input) as batches:
-                yield batches.receive
-        else:
-            yield self.inbox.take
-
-    async def _drive(self) -> None:
-        """Take from the head until its end."""
-        first = self.pipeline._stages[0].section
-        clock = self._clock = StreamClock(first.rate if isinstance(first, Source) else None)
-        timed = [(operator, index) for index, operator in enumerate(self.operators) if operator.timed]
-        failure: BaseException | None = None
-        async with self._open_head() as receive:
-            # What is raised in here must not pass the source's context, which could take it for its own.
-            try:
-                while True:
-                    batch: Sequence[Any] = ()  # stays so when a timer ends the wait
-                    deadline = min((clock.trio_time(operator.deadline) for operator, _ in timed), default=math.inf)
-                    if deadline == math.inf:
-                        batch = await receive()
-                    else:
-                        with trio.CancelScope(deadline=deadline):
-                            batch = await receive()
-                    if not self._wanted:
-                        raise _Unwanted
-                    for number, item in enumerate(batch, 1):
-                        if timed:
-                            clock.see(item)
-                            self._tick(timed, clock.now)
-                        self._push(item)
-                        if self.pressed:
-                            await self._relieve()
-                        elif number % BATCH:
-                            continue
-                        else:
-                            await trio.lowlevel.checkpoint()
-                        if not self._wanted:
-                            raise _Unwanted
-                    if not batch:
-                        self._tick(timed, clock.estimate())
-                        await self._relieve()
-            except trio.EndOfChannel:
-                pass
-            except (Exception, *GROUPS) as error:
-                if real_error(error) is None:  # there is a cancellation in it, and nothing else
-                    raise
-                failure = error
-        if failure is not None:
-            raise failure
-
-    def _tick(self, timed: list[tuple[Operator, int]], now: int) -> None:
-        """Bring the operators that have timers up to ``now``, those before others first."""
-        for operator, index in timed:
-            operator.now = now
-            while (deadline := operator.deadline) is not None and deadline <= now:
-                try:
-                    for out in operator.on_time(now):
-                        self._after[index](out)
-                    if operator.deadline is not None and operator.deadline <= deadline:
-                        raise RuntimeError(f"{_name(operator)}.on_time did not move its deadline on")
-                except BaseException as error:
-                    self._blame(operator, error)
-                    raise
-
-    async def _finish(self, operators: list[Operator]) -> None:
-        """Let ``operators`` put out what they still have, those before others first."""
-        for operator in operators:
-            index = self.operators.index(operator)
-            try:
-                for out in operator.finish():
-                    self._after[index](out)
-            except BaseException as error:
-                self._failed = None
-                self._blame(operator, error)
-                raise
-            await self._relieve()
-
-    async def _relieve(self) -> None:
-        """Wait until every tap that is over its capacity was read (or closed)."""
-        while self.pressed:
-            await self.pressed.pop().room()
-
-
-def _fan_out(targets: list[Callable[[Any], None]]) -> Callable[[Any], None]:
-    """One call for several."""
-    if not targets:
-        return _discard
-    if len(targets) == 1:
-        return targets[0]
-
-    def put(item: Any) -> None:
-        for target in targets:
-            target(item)
-
-    return put
-
-
-def _discard(item: Any) -> None:
-    """Where a stream goes that nobody wants."""
-
-
 def _raise(error: BaseException) -> None:
     """Raise an error as it is: its context is what it was, not the cancellation that we raise it after."""
     context = error.__context__
@@ -612,14 +345,14 @@ def _raise(error: BaseException) -> None:
         error.__context__ = context
 
 
-# --- the sections of a pipeline ---------------------------------------------------------------------------------------
+# --- the sections of a pipeline ---
 
 
-def _cut_into_runs(pipeline: Pipeline, stages: list[_Stage]) -> list[_Run]:
+def _cut_into_runs(pipeline: Pipeline, stages: list[Stage]) -> list[Run]:
     heads = [index for index, stage in enumerate(stages) if not isinstance(stage.section, Operator)]
-    runs: list[_Run] = []
+    runs: list[Run] = []
     for head, end in zip(heads, [*heads[1:], len(stages)], strict=True):
-        runs.append(_Run(pipeline, stages[head:end], runs[-1] if runs else None))
+        runs.append(Run(pipeline, stages[head:end], runs[-1] if runs else None))
     return runs
 
 
@@ -634,11 +367,11 @@ def _checked(sections: Iterable[Any]) -> list[Any]:
             raise ValueError(f"section {number} is the class {section.__name__}: make an instance of it")
         if not isinstance(section, Section) and (number or not hasattr(section, "__aiter__")):
             kind = "an async iterable, which only the first may be" if hasattr(section, "__aiter__") else "no section"
-            raise ValueError(f"section {number} of the pipeline, {_name(section)}, is {kind}")
+            raise ValueError(f"section {number} of the pipeline, {name_of(section)}, is {kind}")
         if not number and isinstance(section, Operator):
-            raise ValueError(f"{_name(section)} works on items: it cannot be the first section of a pipeline")
+            raise ValueError(f"{name_of(section)} works on items: it cannot be the first section of a pipeline")
         if id(section) in seen:
-            raise ValueError(f"{_name(section)} stands twice in the pipeline (again as section {number}): make two of it")
+            raise ValueError(f"{name_of(section)} stands twice in the pipeline, again as number {number}: make two")
         seen.add(id(section))
     return flat
 
@@ -649,7 +382,3 @@ def _flatten(sections: Iterable[Any]) -> Iterator[Any]:
             yield from _flatten(section)
         else:
             yield section
-
-
-def _name(section: Any) -> str:
-    return type(section).__name__

@@ -1,12 +1,13 @@
 """What `Pipeline.tap` returns, and the buffers behind it.
 
-A pipeline's task puts items in, synchronously; a consumer takes them out. Four buffers, one for each ``overflow`` policy, share
-one face: ``put``, ``pop``, ``len``. Only the `block` buffer can hold the pipeline up: after an item that leaves it over its capacity,
-the pipeline waits until a consumer has brought it back. A consumer takes what is there without a pass through the scheduler for each
-item (that pass is most of what a memory channel costs), but makes one at least every 64 items or every millisecond.
+A pipeline's task puts items in, synchronously; a consumer takes them out. Four buffers, one for each ``overflow``
+policy, share one face: ``put``, ``pop``, ``len``. Only the `block` buffer can hold the pipeline up: after an item
+that leaves it over its capacity, the pipeline waits until a consumer has brought it back. A consumer takes what is
+there without a pass through the scheduler for each item (that pass is most of what a memory channel costs), but makes
+one at least every 64 items or every millisecond.
 
-Marks (`messages.is_mark`) are never dropped: they may take a buffer over its size, by at most `MARKS`; beyond that, a mark replaces
-an older one of the same kind and stream, which tells a consumer no less.
+Marks (`messages.is_mark`) are never dropped: they may take a buffer over its size, by at most `MARKS`; beyond that, a
+mark replaces an older one of the same kind and stream, which tells a consumer no less.
 """
 
 from __future__ import annotations
@@ -25,11 +26,14 @@ __all__ = ["Block", "DropNewest", "DropOldest", "Latest", "OverflowPolicy", "Tap
 
 MARKS = 64
 BATCH = 64
+"""How many items pass, at most, before other tasks get their turn; also the default size of a buffer."""
 BATCH_SECONDS = 0.001
 
 
 class TapStatistics(NamedTuple):
-    """The fields of trio's memory channels, and ``dropped``: how many items this tap has dropped or conflated away so far."""
+    """The fields of trio's memory channels, and ``dropped``: how many items this tap has dropped or conflated away so
+    far.
+    """
 
     current_buffer_used: int
     max_buffer_size: float
@@ -89,7 +93,9 @@ class OverflowPolicy:
             self.on_close()
 
     async def taken(self, grace: float) -> None:
-        """Wait until all was taken and the consumer has come back for more (given ``grace`` seconds for that), or is gone."""
+        """Wait until all was taken and the consumer has come back for more (given ``grace`` seconds for that), or is
+        gone.
+        """
         while len(self) and not (self.closed or self.ended):
             await self.changed.park()
         with trio.move_on_after(grace):
@@ -133,7 +139,9 @@ class Block(OverflowPolicy):
         self._items.clear()
 
     async def room(self) -> None:
-        """Wait until the buffer is no longer over its capacity, or closed. Raises trio.BusyResourceError when patience runs out."""
+        """Wait until the buffer is no longer over its capacity, or closed. Raises trio.BusyResourceError when
+        patience runs out.
+        """
         with trio.CancelScope(deadline=trio.current_time() + self.patience):
             while self.over:
                 await self.changed.park()
@@ -233,7 +241,9 @@ class DropNewest(_Dropping):
 
 
 class Latest(OverflowPolicy):
-    """Only the newest item per key. It waits at the place of the one that it replaces, so that no busy key starves another."""
+    """Only the newest item per key. It waits at the place of the one that it replaces, so that no busy key starves
+    another.
+    """
 
     capacity = math.inf
 
@@ -306,11 +316,11 @@ def _same_mark(one: Any, other: Any) -> bool:
     )
 
 
-class Tap(trio.abc.ReceiveChannel[Any]):  # type: ignore[misc]
+class Tap(trio.abc.ReceiveChannel[Any]):
     """The consumer's end of a tap: a trio receive channel.
 
-    Iterate it, or `receive`. Close it (``async with``, ``with``, `close`, `aclose`) when done: an open `block` tap that nobody reads holds the whole
-    pipeline up. Cancelling `receive` loses nothing.
+    Iterate it, or `receive`. Close it (``async with``, ``with``, `close`, `aclose`) when done: an open `block` tap
+    that nobody reads holds the whole pipeline up. Cancelling `receive` loses nothing.
     """
 
     def __init__(self, buffer: OverflowPolicy) -> None:
@@ -323,7 +333,8 @@ class Tap(trio.abc.ReceiveChannel[Any]):  # type: ignore[misc]
     async def receive(self) -> Any:
         """The next item; waits for it.
 
-        Raises trio.EndOfChannel when the pipeline has ended and all was taken, trio.ClosedResourceError when this tap was closed.
+        Raises trio.EndOfChannel when the pipeline has ended and all was taken, trio.ClosedResourceError when this tap
+        was closed.
         """
         buffer = self._buffer
         if len(buffer) and not self._closed:

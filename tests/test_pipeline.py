@@ -18,7 +18,7 @@ async def collect(tap):
         return [item async for item in tap]
 
 
-# --- stages and their taps ----------------------------------------------------------------------------------------------
+# --- stages and their taps ---
 
 
 async def test_the_default_tap_receives_what_comes_out_of_the_last_stage():
@@ -87,7 +87,7 @@ async def test_tap_options_that_contradict_each_other_are_refused(options, compl
             pipeline.tap(**options)
 
 
-# --- start and end ------------------------------------------------------------------------------------------------------
+# --- start and end ---
 
 
 async def test_it_starts_with_its_first_tap_unless_that_says_not_to(autojump_clock):
@@ -185,7 +185,7 @@ async def test_operators_put_out_what_they_still_have_at_the_end():
         assert await collect(pipeline.tap()) == [0, 0, 1, 1, 2, 2]
 
 
-# --- order and backpressure ---------------------------------------------------------------------------------------------
+# --- order and backpressure ---
 
 
 async def test_a_burst_arrives_in_order_at_five_taps_on_different_stages():
@@ -196,8 +196,8 @@ async def test_a_burst_arrives_in_order_at_five_taps_on_different_stages():
         async def read(number, tap):
             received[number] = await collect(tap)
 
-        for number, stage in enumerate(stages):
-            nursery.start_soon(read, number, pipeline.tap(stage, start=number == 4, max_buffer_size=[64, 0, 1, 5000, math.inf][number]))
+        for number, (stage, size) in enumerate(zip(stages, [64, 0, 1, 5000, math.inf], strict=True)):
+            nursery.start_soon(read, number, pipeline.tap(stage, start=number == 4, max_buffer_size=size))
     assert received == {number: list(range(10_000)) for number in range(5)}
 
 
@@ -241,7 +241,7 @@ async def test_a_consumer_that_is_slower_than_its_first_try_but_not_than_its_ret
     assert received == [0, 1, 2, 3, 4]
 
 
-# --- overflow -------------------------------------------------------------------------------------------------------------
+# --- overflow ---
 
 
 async def test_a_consumer_that_never_reads_costs_no_more_than_its_buffer_and_delays_nobody():
@@ -281,7 +281,7 @@ async def test_the_drop_policies_keep_what_they_say():
         assert await collect(by_parity) == [8, 9]
 
 
-# --- errors -----------------------------------------------------------------------------------------------------------------
+# --- errors ---
 
 
 async def test_an_error_comes_after_every_item_before_it_also_to_a_slow_consumer(autojump_clock):
@@ -431,7 +431,7 @@ async def test_an_operator_that_does_not_move_its_deadline_on_is_an_error_not_a_
             await collect(pipeline.tap())
 
 
-# --- extensions -------------------------------------------------------------------------------------------------------------
+# --- extensions ---
 
 
 async def test_an_extension_is_a_pipeline_behind_the_pipeline():

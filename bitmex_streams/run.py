@@ -1,0 +1,305 @@
+"""A run: one task of a pipeline, from a head through the operators behind it (the whole is told in pipeline.py)."""
+
+from __future__ import annotations
+
+import contextlib
+import math
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import trio
+from slurry.sections.abc import Section
+
+from .foreign import GROUPS, pump_iterable, pump_section, real_error
+from .inbox import Inbox
+from .operator import Operator, Source, StreamClock
+from .tap import BATCH, Block, OverflowPolicy, Tap
+
+if TYPE_CHECKING:
+    from .pipeline import Pipeline
+
+__all__ = ["Run", "Stage", "name_of"]
+
+SECTION_BUFFER = 16
+"""How many items wait before and behind a section that is not ours."""
+
+
+def name_of(section: Any) -> str:
+    """What errors call a section."""
+    return type(section).__name__
+
+
+class Stage:
+    """One section of a pipeline, and the taps on its output."""
+
+    run: Run
+
+    def __init__(self, section: Any) -> None:
+        self.section = section
+        self.buffers: list[OverflowPolicy] = []
+        self.ended = False
+
+    def end_taps(self) -> None:
+        self.ended = True
+        for buffer in self.buffers:
+            buffer.end()
+
+    def __str__(self) -> str:
+        return name_of(self.section)
+
+
+class Unwanted(Exception):
+    """Nobody wants what comes next."""
+
+
+class Run:
+    """A head and the operators behind it: one task."""
+
+    def __init__(self, pipeline: Pipeline, stages: list[Stage], previous: Run | None) -> None:
+        self.pipeline = pipeline
+        self.stages = stages
+        self.previous = previous
+        self.next_input: Block | None = None
+        self.input: Tap | None = None
+        self.pressed: set[Block] = set()  # the taps and the input that are over their capacity
+        self.head_scope = trio.CancelScope()
+        self.inbox = Inbox(SECTION_BUFFER)
+        self._scope = trio.CancelScope()
+        self._clock: StreamClock
+        self._failed: Operator | None = None
+        self._push: Callable[[Any], None]
+        self._after: list[Callable[[Any], None]]  # for each operator, where its output goes
+        for stage in stages:
+            stage.run = self
+        self.compile()
+        if previous is not None:
+            previous.next_input = Block(SECTION_BUFFER, math.inf, 0, previous.pressed)
+            previous.next_input.on_close = previous.compile
+            previous.compile()
+            self.input = Tap(previous.next_input)
+
+    def compile(self) -> None:
+        """Put the chain of calls together, from the end to the head."""
+        targets: list[Callable[[Any], None]] = [buffer.put for buffer in self.stages[-1].buffers]
+        if self.next_input is not None and not self.next_input.closed:
+            targets.append(self.next_input.put)
+        push = fan_out(targets)
+        after = []
+        for stage, before in zip(self.stages[:0:-1], self.stages[-2::-1], strict=True):
+            after.append(push)
+            push = fan_out([*(buffer.put for buffer in before.buffers), self._step(stage.section, push)])
+        self._after = after[::-1]
+        self._push = push
+
+    def _step(self, operator: Operator, emit: Callable[[Any], None]) -> Callable[[Any], None]:
+        process = operator.process
+
+        def step(item: Any) -> None:
+            try:
+                for out in process(item):
+                    emit(out)
+            except BaseException as error:
+                self._blame(operator, error)
+                raise
+
+        return step
+
+    def _blame(self, operator: Operator, error: BaseException) -> None:
+        """Remember where an error came from: it passes the operators before as well."""
+        if self._failed is None:
+            self._failed = operator
+            error.add_note(f"raised in {name_of(operator)}, a section of the pipeline")
+
+    @property
+    def _wanted(self) -> bool:
+        """Whether anybody wants what this run puts out: a tap here or further up, or a next section that still takes.
+        """
+        if not self.pipeline._wanted:
+            return False
+        if self.next_input is None or not self.next_input.closed:
+            return True
+        run: Run | None = self
+        while run is not None:
+            if any(stage.buffers for stage in run.stages):
+                return True
+            run = run.previous
+        return False
+
+    # --- the tasks --------------------------------------------------------------------------------------------------
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Start the run, and the head's own task where it needs one."""
+        if not isinstance(self.stages[0].section, Source):
+            nursery.start_soon(self._run_head, self.stages[0].section)
+        nursery.start_soon(self._run)
+
+    def stop(self) -> None:
+        """End without finishing: something behind has failed."""
+        self.head_scope.cancel()
+        self._scope.cancel()
+
+    async def _run_head(self, head: Any) -> None:
+        """The task of a section that is not ours, or of an async iterable."""
+        try:
+            with self.head_scope:
+                if isinstance(head, Section):
+                    await pump_section(head, self.input, self.inbox)
+                else:
+                    await pump_iterable(head, self.inbox)
+        except BaseException as error:
+            if isinstance(error, GeneratorExit):
+                raise
+            left = real_error(error, output_closed=self.inbox.told)
+            if left is not None:
+                self.pipeline._fail(left, self, head_too=False)
+        finally:
+            if self.input is not None:
+                self.input.close()
+            self.inbox.close()
+
+    async def _run(self) -> None:
+        pipeline = self.pipeline
+        came_to_an_end = False
+        try:
+            with self._scope:
+                try:
+                    await self._drive()
+                    self.inbox.shut()
+                    await self._finish(self.operators)
+                except Unwanted:
+                    if not pipeline._wanted:
+                        pipeline._stop.cancel()
+                except BaseException as error:
+                    left = real_error(error)
+                    if left is None or isinstance(error, GeneratorExit):
+                        raise
+                    pipeline._fail(left, self, head_too=True)
+                    self.inbox.shut()
+                    behind = self.operators.index(self._failed) + 1 if self._failed is not None else 0
+                    await self._finish(self.operators[behind:])
+                came_to_an_end = True
+        except BaseException as error:
+            if isinstance(error, GeneratorExit):
+                raise
+            left = real_error(error)
+            if left is not None:
+                pipeline._fail(left, self, head_too=True)
+                came_to_an_end = True
+        finally:
+            self.inbox.shut()
+            if isinstance(self.stages[0].section, Source) and self.input is not None:
+                self.input.close()
+        if came_to_an_end:
+            if self.next_input is not None:
+                self.next_input.end()
+            if not pipeline._family.errors:  # else nobody may take the failure for a good end
+                for stage in self.stages:
+                    stage.end_taps()
+
+    @property
+    def operators(self) -> list[Operator]:
+        """The operators of this run, in order."""
+        return [stage.section for stage in self.stages[1:]]
+
+    @contextlib.asynccontextmanager
+    async def _open_head(self) -> AsyncIterator[Callable[[], Awaitable[Sequence[Any]]]]:
+        head = self.stages[0].section
+        if isinstance(head, Source):
+            async with head.batches(self.input) as batches:
+                yield batches.receive
+        else:
+            yield self.inbox.take
+
+    async def _drive(self) -> None:
+        """Take from the head until its end."""
+        first = self.pipeline._stages[0].section
+        clock = self._clock = StreamClock(first.rate if isinstance(first, Source) else None)
+        timed = [(operator, index) for index, operator in enumerate(self.operators) if operator.timed]
+        failure: BaseException | None = None
+        async with self._open_head() as receive:
+            # What is raised in here must not pass the source's context, which could take it for its own.
+            try:
+                while True:
+                    batch: Sequence[Any] = ()  # stays so when a timer ends the wait
+                    deadline = min((clock.trio_time(operator.deadline) for operator, _ in timed), default=math.inf)
+                    if deadline == math.inf:
+                        batch = await receive()
+                    else:
+                        with trio.CancelScope(deadline=deadline):
+                            batch = await receive()
+                    if not self._wanted:
+                        raise Unwanted
+                    for number, item in enumerate(batch, 1):
+                        if timed:
+                            clock.see(item)
+                            self._tick(timed, clock.now)
+                        self._push(item)
+                        if self.pressed:
+                            await self._relieve()
+                        elif number % BATCH:
+                            continue
+                        else:
+                            await trio.lowlevel.checkpoint()
+                        if not self._wanted:
+                            raise Unwanted
+                    if not batch:
+                        self._tick(timed, clock.estimate())
+                        await self._relieve()
+            except trio.EndOfChannel:
+                pass
+            except BaseException as error:
+                if not isinstance(error, (Exception, GROUPS)) or real_error(error) is None:  # a cancellation, Ctrl-C
+                    raise
+                failure = error
+        if failure is not None:
+            raise failure
+
+    def _tick(self, timed: list[tuple[Operator, int]], now: int) -> None:
+        """Bring the operators that have timers up to ``now``, those before others first."""
+        for operator, index in timed:
+            operator.now = now
+            while (deadline := operator.deadline) is not None and deadline <= now:
+                try:
+                    for out in operator.on_time(now):
+                        self._after[index](out)
+                    if operator.deadline is not None and operator.deadline <= deadline:
+                        raise RuntimeError(f"{name_of(operator)}.on_time did not move its deadline on")
+                except BaseException as error:
+                    self._blame(operator, error)
+                    raise
+
+    async def _finish(self, operators: list[Operator]) -> None:
+        """Let ``operators`` put out what they still have, those before others first."""
+        for operator in operators:
+            index = self.operators.index(operator)
+            try:
+                for out in operator.finish():
+                    self._after[index](out)
+            except BaseException as error:
+                self._failed = None
+                self._blame(operator, error)
+                raise
+            await self._relieve()
+
+    async def _relieve(self) -> None:
+        """Wait until every tap that is over its capacity was read (or closed)."""
+        while self.pressed:
+            await self.pressed.pop().room()
+
+
+def fan_out(targets: list[Callable[[Any], None]]) -> Callable[[Any], None]:
+    """One call for several."""
+    if not targets:
+        return discard
+    if len(targets) == 1:
+        return targets[0]
+
+    def put(item: Any) -> None:
+        for target in targets:
+            target(item)
+
+    return put
+
+
+def discard(item: Any) -> None:
+    """Where a stream goes that nobody wants."""

@@ -1,0 +1,91 @@
+"""Sections that let a part of the stream through.
+
+Both keep two promises of the stream. A partial stays what it is, a statement on all that its ``filter`` covers, so
+one that has no row of ours still passes when it covers ours: it says that there are none. And a mark that concerns
+ours passes always; a mark of another symbol or table goes the way of the items it is about.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+from msgspec.structs import replace
+
+from ..messages import Bar, BookUpdate, StateLost, TableMessage, TableUpdate
+from ..operator import Operator
+
+__all__ = ["SymbolFilter", "TableFilter"]
+
+
+def _bare(names: tuple[str, ...], section: str, what: str, example: str) -> None:
+    for name in names:
+        if not isinstance(name, str):
+            raise TypeError(f"{section} takes each {what} as a str, as in {section}({example!r}), not {name!r}")
+        if not name or ":" in name:
+            raise ValueError(f"{name!r} is no {what}: give {section} the bare {what}, as in {section}({example!r})")
+    if not names:
+        raise ValueError(f"{section} needs at least one {what}, as in {section}({example!r})")
+
+
+class SymbolFilter(Operator):
+    """Let through what is of the given symbols (str, as ``"XBTUSD"``).
+
+    A `TableMessage` or `TableUpdate` with rows of several symbols is narrowed to a new one; where all rows match, the
+    same object passes. `BookUpdate` and `Bar` pass by their symbol. Rows without a symbol (margin, wallet, chat, ...)
+    and everything else pass: connections, answers of the exchange, items of other kinds.
+
+    Raises ValueError without a symbol, or for a topic (``"trade:XBTUSD"``) in place of one.
+    """
+
+    def __init__(self, *symbols: str) -> None:
+        _bare(symbols, "SymbolFilter", "symbol", "XBTUSD")
+        self.symbols = frozenset(symbols)
+        self._wanted: frozenset[str | None] = self.symbols | {None}  # None: a row, or a filter, of no symbol
+
+    def process(self, item: Any) -> Iterable[Any]:
+        kind = type(item)
+        if kind is BookUpdate or kind is Bar:
+            return (item,) if item.symbol in self._wanted else ()
+        if kind is TableMessage or kind is TableUpdate:
+            return self._narrow(item)
+        if kind is StateLost and item.topic is not None:
+            _, _, symbol = item.topic.partition(":")
+            return (item,) if (symbol or None) in self._wanted else ()
+        return (item,)
+
+    def _narrow(self, item: Any) -> Iterable[Any]:
+        wanted = self._wanted
+        covered = item.filter  # given for a partial and for stale
+        if covered and covered.get("symbol") not in wanted:
+            return ()
+        rows = item.rows
+        kept = [row for row in rows if row.get("symbol") in wanted]
+        if len(kept) == len(rows):
+            return (item,)
+        if not kept and item.action != "partial":
+            return ()
+        if type(item) is TableUpdate:
+            return (replace(item, rows=kept, delta=[row for row in item.delta if row.get("symbol") in wanted]),)
+        return (replace(item, rows=kept),)
+
+
+class TableFilter(Operator):
+    """Let through what is of the given tables (str, as ``"trade"``).
+
+    `TableMessage`, `TableUpdate` and `BookUpdate` pass by their table; everything else passes.
+
+    Raises ValueError without a table, or for a topic (``"trade:XBTUSD"``) in place of one.
+    """
+
+    def __init__(self, *tables: str) -> None:
+        _bare(tables, "TableFilter", "table", "trade")
+        self.tables = frozenset(tables)
+
+    def process(self, item: Any) -> Iterable[Any]:
+        kind = type(item)
+        if kind is TableMessage or kind is TableUpdate or kind is BookUpdate:
+            return (item,) if item.table in self.tables else ()
+        if kind is StateLost and item.topic is not None:
+            return (item,) if item.topic.partition(":")[0] in self.tables else ()
+        return (item,)

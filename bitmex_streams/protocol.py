@@ -108,7 +108,7 @@ class ClientProtocol:
         """Whether this server answers commands (tardis-machine does not: there the first message of a topic is the answer)."""
         self._topics: dict[str, _Topic] = {}
         self._changed: dict[str, None] = {}  # a set that keeps its order
-        self._awaited: frozenset[str] = frozenset()  # tables of which a message may answer a subscription
+        self._awaited: frozenset[str] = frozenset()  # tables whose data may answer a subscription
 
     # --- what the user wants ---
 
@@ -226,7 +226,8 @@ class ClientProtocol:
 
     def _answers(self, message: _Message) -> Iterator[Acknowledged | Refused]:
         if message.table is not None:
-            yield from self._answered_by_data(message.table, message)
+            if message.table in self._awaited:
+                yield from self._answered_by_data(message.table, message)
         elif message.subscribe is not None and message.success is not False:
             yield Acknowledged("subscribe", message.subscribe)
         elif message.unsubscribe is not None and message.success is not False:
@@ -242,10 +243,7 @@ class ClientProtocol:
             symbol = rows[0].symbol if rows else None
         for name in (table, f"{table}:{symbol}"):
             topic = self._topics.get(name)
-            if topic is None or "subscribe" not in topic.unanswered:
-                continue
-            # Behind an unsubscribe, anything but a partial may still be of the subscription before (unless nothing is ever answered).
-            if topic.unanswered[0] == "subscribe" or message.action == "partial" or not self.acknowledges:
+            if topic is not None and "subscribe" in topic.unanswered:
                 yield Acknowledged("subscribe", name)
 
     def _refused(self, message: _Message) -> Iterator[Acknowledged | Refused]:
@@ -285,8 +283,11 @@ class ClientProtocol:
             for name, topic in self._topics.items()
             if topic.wanted or topic.held or topic.unanswered or topic.refusal or name in self._changed
         }
+        # Where commands are acknowledged, data says nothing: it may still be of an earlier, overlapping subscription.
         self._awaited = frozenset(
-            name.partition(":")[0] for name, topic in self._topics.items() if "subscribe" in topic.unanswered
+            name.partition(":")[0]
+            for name, topic in self._topics.items()
+            if "subscribe" in topic.unanswered and not self.acknowledges
         )
 
 

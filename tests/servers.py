@@ -11,6 +11,7 @@ from typing import Any
 
 import trio
 import trio_websocket
+from wsproto.utilities import LocalProtocolError
 
 WELCOME = {
     "info": "Welcome to the BitMEX Realtime API.",
@@ -63,12 +64,12 @@ async def serve_websocket(
     name = f"[{host}]" if ":" in host else host
 
     async def handle(request: trio_websocket.WebSocketRequest) -> None:
-        with suppress(trio_websocket.ConnectionClosed):
+        with suppress(trio_websocket.ConnectionClosed, LocalProtocolError):  # the latter: 0.9.2, where the client has just closed
             await handler(request)
 
     async with trio.open_nursery() as nursery:
         server = await nursery.start(
-            partial(trio_websocket.serve_websocket, handle, host, 0, ssl_context, connect_timeout=5, disconnect_timeout=1)
+            partial(trio_websocket.serve_websocket, handle, host, 0, ssl_context, connect_timeout=1, disconnect_timeout=1)
         )
         yield f"{scheme}://{name}:{server.listeners[0].port}/realtime"
         nursery.cancel_scope.cancel()

@@ -1,0 +1,268 @@
+"""Bars: what is in a bar, when it comes, and when it is complete."""
+
+from decimal import Decimal
+from itertools import groupby
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitmex_streams.messages import (
+    Disconnected,
+    Pong,
+    StateLost,
+    TableMessage,
+    TableUpdate,
+)
+from bitmex_streams.sections.bars import Bars
+from bitmex_streams.timestamps import to_iso, to_nanoseconds
+
+SECOND = 1_000_000_000
+MINUTE = 60 * SECOND
+NOON = to_nanoseconds("2021-07-22T12:00:00.000Z")
+
+
+def at(seconds):
+    return NOON + round(seconds * SECOND)
+
+
+def trade(seconds, price, size=1, symbol="XBTUSD"):
+    return {"timestamp": to_iso(at(seconds)), "symbol": symbol, "side": "Buy", "size": size, "price": price}
+
+
+def partial(seconds, *rows, filter=None, source="a"):
+    return TableMessage("trade", "partial", rows, at(seconds), source, (), filter={} if filter is None else filter)
+
+
+def insert(*rows, received=None, source="a"):
+    time = to_nanoseconds(rows[-1]["timestamp"]) if received is None else at(received)
+    return TableMessage("trade", "insert", rows, time, source)
+
+
+def run(bars, *items, until=None, finish=True):
+    """What comes out for the items, with the timers of a replay."""
+    out = []
+
+    def tick(now):
+        bars.now = max(now, bars.now)
+        while bars.deadline is not None and bars.deadline <= bars.now:
+            deadline = bars.deadline
+            out.extend(bars.on_time(bars.now))
+            assert bars.deadline is None or bars.deadline > deadline
+
+    for item in items:
+        tick(item.received)
+        out.extend(bars.process(item))
+    if until is not None:
+        tick(at(until))
+    if finish:
+        out.extend(bars.finish())
+    return out
+
+
+def prices(bar):
+    return bar.open, bar.high, bar.low, bar.close
+
+
+# --- what is in a bar ---
+
+
+def test_a_bar_holds_the_trades_from_its_start_up_to_its_end_and_is_labelled_with_its_end():
+    first, second = insert(trade(0, 100, 1), trade(10, 103, 2)), insert(trade(59.999, 101, 3))
+    out = run(Bars("1m"), partial(0), first, second, insert(trade(60, 7)))
+    bar = out[0]
+    assert (bar.symbol, bar.interval, bar.timestamp) == ("XBTUSD", "1m", "2021-07-22T12:01:00.000Z")
+    assert prices(bar) == (100, 103, 100, 101)
+    assert (bar.volume, bar.trades, bar.vwap) == (6, 3, (100 + 206 + 303) / 6)
+    assert bar.complete
+    assert prices(out[1]) == (7, 7, 7, 7)
+
+
+@pytest.mark.parametrize(
+    ("interval", "end"),
+    [("1m", "12:35:00"), ("5m", "12:35:00"), ("1h", "13:00:00"), ("1d", "24")],
+)
+def test_bars_end_at_whole_intervals_of_utc(interval, end):
+    [bar] = run(Bars(interval), partial(0), insert(trade(34 * 60 + 56, 100)))[-1:]
+    assert bar.timestamp == ("2021-07-23T00:00:00.000Z" if end == "24" else f"2021-07-22T{end}.000Z")
+
+
+def test_an_interval_without_trades_has_a_bar_of_the_last_price():
+    out = run(Bars(), partial(0), insert(trade(1, 100)), insert(trade(181, 105)))
+    assert [prices(bar) for bar in out] == [(100,) * 4, (100,) * 4, (100,) * 4, (105,) * 4]
+    assert [(bar.trades, bar.volume, bar.vwap) for bar in out[1:3]] == [(0, 0, None)] * 2
+    assert [bar.complete for bar in out] == [True, True, True, False]
+
+
+def test_a_symbol_that_never_traded_has_bars_without_prices():
+    [first, second] = run(Bars(), partial(0, filter={"symbol": "XBTUSD"}), until=122)
+    assert prices(first) == prices(second) == (None,) * 4
+    assert first.complete
+
+
+def test_each_symbol_has_bars_of_its_own():
+    out = run(Bars(), partial(0), insert(trade(1, 100), trade(1, 5, symbol="ETHUSD")), insert(trade(61, 101)), until=62)
+    assert [(bar.symbol, bar.close) for bar in out] == [("XBTUSD", 100), ("ETHUSD", 5), ("XBTUSD", 101)]
+
+
+def test_rows_of_a_partial_give_the_last_price_and_are_not_counted():
+    out = run(Bars(), partial(0, trade(-30, 99, 50)), insert(trade(61, 100)))
+    assert [(bar.close, bar.trades, bar.volume) for bar in out] == [(99, 0, 0), (100, 1, 1)]
+
+
+def test_trades_before_the_first_partial_that_covers_their_symbol_are_ignored():
+    bars = Bars()
+    out = run(bars, insert(trade(0, 1)), partial(1, filter={"symbol": "ETHUSD"}), insert(trade(2, 1)), until=3)
+    assert out == []
+
+
+def test_prints_of_an_index_are_trades_without_volume():
+    [bar] = run(Bars(), partial(0), insert(trade(1, 0.027, 0, ".BPENGUT_NEXT")))
+    assert (bar.close, bar.trades, bar.volume, bar.vwap) == (0.027, 1, 0, None)
+
+
+def test_decimal_prices_stay_decimals():
+    [bar] = run(Bars(), partial(0), insert(trade(1, Decimal("0.1"), 3), trade(2, Decimal("0.2"), 1)))
+    assert (bar.close, bar.vwap) == (Decimal("0.2"), Decimal("0.125"))
+
+
+# --- when it comes ---
+
+
+def test_a_bar_comes_with_the_first_trade_of_a_later_one():
+    bars = Bars()
+    run(bars, partial(0), insert(trade(1, 100)), finish=False)
+    assert [bar.received for bar in bars.process(insert(trade(60, 100), received=60.2))] == [at(60.2)]
+
+
+def test_a_bar_comes_a_second_after_its_end_when_nothing_is_traded():
+    bars = Bars()
+    assert run(bars, partial(0), insert(trade(1, 100)), until=60.999, finish=False) == []
+    [bar] = run(bars, until=61.5, finish=False)
+    assert (bar.complete, bar.received) == (True, at(61))
+
+
+def test_bars_of_several_symbols_come_in_the_order_of_their_ends():
+    out = run(Bars(), partial(0), insert(trade(1, 1, symbol="A"), trade(1, 1, symbol="B")), until=200, finish=False)
+    assert [(bar.symbol, bar.timestamp[14:16]) for bar in out] == [
+        ("A", "01"), ("B", "01"), ("A", "02"), ("B", "02"), ("A", "03"), ("B", "03"),
+    ]
+
+
+def test_a_trade_that_comes_when_its_bar_is_out_is_counted_as_late_and_leaves_no_complete_bar_behind():
+    bars = Bars()
+    out = run(bars, partial(0), insert(trade(1, 100)), insert(trade(59, 90), received=62), insert(trade(121, 101)))
+    assert bars.late == 1
+    assert [(bar.trades, bar.complete) for bar in out] == [(1, True), (0, False), (1, False)]
+
+
+# --- when it is complete ---
+
+
+def test_the_bar_in_which_the_partial_came_is_not_complete_and_the_next_one_is():
+    out = run(Bars(), partial(0.001), insert(trade(1, 100)), insert(trade(61, 100)), insert(trade(121, 100)))
+    assert [bar.complete for bar in out] == [False, True, False]
+
+
+@pytest.mark.parametrize(
+    "gap",
+    [
+        Disconnected(at(70), "a"),
+        StateLost(at(70), "a", "a message that cannot be decoded"),
+        StateLost(at(70), "a", "why", "trade"),
+        StateLost(at(70), "a", "why", "trade:XBTUSD"),
+        TableUpdate("trade", "stale", (), at(70), "a", filter={}, reason="why"),
+    ],
+)
+def test_bars_are_not_complete_from_a_loss_of_state_to_the_partial_that_ends_it(gap):
+    out = run(
+        Bars(), partial(0), insert(trade(1, 100)), insert(trade(61, 101)), gap,
+        insert(trade(80, 500)),  # not to be trusted
+        insert(trade(130, 500)),
+        partial(185, trade(184, 103)), insert(trade(186, 104)), insert(trade(241, 105)), insert(trade(301, 106)),
+    )
+    assert [bar.complete for bar in out] == [True, False, False, False, True, False]
+    assert [bar.close for bar in out] == [100, 101, 101, 104, 105, 106]
+
+
+def test_the_loss_of_another_connection_or_symbol_is_none():
+    out = run(
+        Bars(), partial(0, filter={"symbol": "XBTUSD"}), partial(0, filter={"symbol": "ETHUSD"}, source="b"),
+        insert(trade(1, 100)), Disconnected(at(2), "b"), StateLost(at(3), "a", "why", "quote"), until=61,
+    )
+    assert [(bar.symbol, bar.complete) for bar in out] == [("XBTUSD", True), ("ETHUSD", False)]
+
+
+def test_a_partial_repeated_without_a_loss_breaks_nothing():
+    out = run(Bars(), partial(0), insert(trade(1, 100)), partial(30, trade(1, 100)), insert(trade(31, 101)), until=61)
+    assert [(bar.trades, bar.complete) for bar in out] == [(2, True)]
+
+
+def test_the_bar_in_which_the_input_ends_is_not_complete():
+    assert [bar.complete for bar in run(Bars(), partial(0), insert(trade(1, 100)))] == [False]
+
+
+# --- the rest ---
+
+
+def test_only_bars_and_foreign_items_come_out():
+    bars = Bars()
+    items = [Pong(1), Disconnected(1), TableMessage("quote", "insert", [{"symbol": "XBTUSD"}], 1), partial(0)]
+    assert [out for item in items for out in bars.process(item)] == []
+    assert list(bars.process("text")) == ["text"]
+
+
+def test_table_updates_give_the_same_bars_as_table_messages():
+    rows = [trade(1, 100), trade(61, 101)]
+    updates = [
+        TableUpdate("trade", "partial", [], at(0), "a", filter={}),
+        TableUpdate("trade", "insert", rows, at(61), "a", rows),
+    ]
+    assert run(Bars(), *updates) == run(Bars(), partial(0), insert(*rows))
+
+
+def test_an_unknown_interval_is_an_error_that_lists_them():
+    with pytest.raises(ValueError, match="1m, 5m, 1h, 1d"):
+        Bars("15m")
+
+
+def test_a_trade_without_a_timestamp_is_an_error_after_the_bars_before_it():
+    bars = Bars()
+    run(bars, partial(0), insert(trade(1, 100)), finish=False)
+    out = []
+    with pytest.raises(ValueError, match=r"without a valid timestamp came from a: .*'price': 1"):
+        out.extend(bars.process(insert({"symbol": "XBTUSD", "price": 1, "timestamp": "soon"}, trade(62, 2))))
+    with pytest.raises(ValueError, match="without a valid timestamp"):
+        for bar in bars.process(insert(trade(62, 2), {"symbol": "XBTUSD", "price": 1}, received=62)):
+            out.append(bar)
+    assert [bar.close for bar in out] == [100]
+
+
+trades = st.tuples(
+    st.integers(0, 600_000), st.sampled_from([0.5, 1.0, 1.5, 100.25]), st.integers(1, 100), st.sampled_from(["A", "B"]),
+)
+
+
+@given(st.lists(trades, min_size=1, max_size=80))
+def test_bars_equal_a_naive_model(sequence):
+    sequence.sort(key=lambda item: item[0])
+    rows = [trade(milliseconds / 1000, price, size, symbol) for milliseconds, price, size, symbol in sequence]
+    in_one_message = [insert(*group) for _, group in groupby(rows, key=lambda row: row["timestamp"][:19])]
+    bars = run(Bars("1m"), partial(0), *in_one_message, until=700, finish=False)
+
+    for symbol in {item[3] for item in sequence}:
+        mine = [item for item in sequence if item[3] == symbol]
+        last = None
+        model = []
+        for minute in range(mine[0][0] // 60_000, 11):
+            inside = [(price, size) for time, price, size, _ in mine if time // 60_000 == minute]
+            volume = sum(size for _, size in inside)
+            traded = [price for price, _ in inside] or [last]
+            last = traded[-1]
+            vwap = sum(price * size for price, size in inside) / volume if volume else None
+            model.append((to_iso(NOON + (minute + 1) * MINUTE), traded[0], max(traded), min(traded), last, volume,
+                          len(inside), vwap, True))
+        made = [bar for bar in bars if bar.symbol == symbol]
+        assert [
+            (bar.timestamp, *prices(bar), bar.volume, bar.trades, bar.vwap, bar.complete) for bar in made
+        ] == [(*row[:7], pytest.approx(row[7]) if row[7] is not None else None, row[8]) for row in model]

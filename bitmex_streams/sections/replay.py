@@ -241,26 +241,28 @@ class _Format(Protocol):
 
 
 class _Archive:
-    """The minute of a timestamp hardly ever changes from one line to the next: only the seconds are parsed."""
+    """The second of a timestamp hardly ever changes from one line to the next: mostly, only the decimals are parsed."""
 
     empty_line_is_disconnect = True
 
     def __init__(self) -> None:
-        self._prefix = b""
-        self._minute = 0
+        self._prefix = b"\n"  # of no line
+        self._second = 0
 
     def parse(self, line: bytes) -> tuple[int, bytes]:
-        if line[27:29] == b"Z " and line[:17] == self._prefix:
-            digits = line[17:19] + line[20:27]
-            if digits.isdigit():
-                return self._minute + int(digits) * 100, line[29:]
+        if line.startswith(self._prefix) and line[27:29] == b"Z ":
+            decimals = line[20:27]
+            if decimals.isdigit():
+                return self._second + int(decimals) * 100, line[29:]
         match = _ARCHIVE.match(line)
         if match is None:
             raise ValueError("no timestamp of the form 2019-06-01T00:00:28.6199940Z")
         timestamp = match[1].decode()
-        self._minute = to_nanoseconds(timestamp[:17] + "00Z")
-        self._prefix = line[:17]
-        return to_nanoseconds(timestamp), line[match.end():]
+        received = to_nanoseconds(timestamp)
+        if line[19:20] == b".":
+            self._prefix = line[:20]
+            self._second = received - received % _SECOND
+        return received, line[match.end():]
 
 
 class _Stamped:
@@ -307,7 +309,10 @@ def _lines(path: Recording, name: str) -> Lines:
                 if not newline:
                     rest.append(block)
                     continue
-                lines = b"".join((*rest, head, newline)).replace(b"\r\n", b"\n").split(b"\n")
+                text = b"".join((*rest, head, newline))
+                if b"\r" in text:
+                    text = text.replace(b"\r\n", b"\n")
+                lines = text.split(b"\n")
                 lines.pop()  # what comes behind the last newline: nothing
                 rest = [tail] if tail else []
                 yield number, lines

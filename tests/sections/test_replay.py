@@ -1,0 +1,384 @@
+"""Replay: three formats, plain or compressed, whole or damaged, at full speed or paced."""
+
+import gzip
+import io
+import json
+import os
+import zlib
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+
+from bitmex_streams.errors import RecordingError
+from bitmex_streams.messages import Connected, Disconnected, RawMessage
+from bitmex_streams.pipeline import Pipeline
+from bitmex_streams.sections.replay import Replay
+from bitmex_streams.timestamps import to_nanoseconds
+
+DATA = Path(os.environ.get("BITMEX_STREAMS_DATA") or Path(__file__).parents[3] / "shared" / "data")
+SECOND = 1_000_000_000
+NOON = to_nanoseconds("2021-07-22T12:00:00Z")
+
+
+def archive(*seconds):
+    """Lines of the archive format, None for a disconnect."""
+    line = b'2021-07-22T12:00:%02d.0000000Z {"second":%d}\n'
+    return b"".join(b"\n" if second is None else line % (second, second) for second in seconds)
+
+
+async def read(replay):
+    """What a Replay gives, and the error that ended it (or None)."""
+    items = []
+    async with replay.batches(None) as batches:
+        while True:
+            try:
+                batch = await batches.receive()
+            except trio.EndOfChannel:
+                return items, None
+            except RecordingError as error:
+                return items, error
+            assert len(batch) > 0
+            items += batch
+
+
+async def read_whole(replay):
+    items, error = await read(replay)
+    assert error is None, error
+    return items
+
+
+def shape(items):
+    """Short names: C and D for the marks, the second for a message."""
+    names = {Connected: "C", Disconnected: "D"}
+    return [names.get(type(item)) or json.loads(item.data)["second"] for item in items]
+
+
+# --- the formats ---
+
+
+async def test_lines_of_the_archive_format(tmp_path):
+    path = tmp_path / "recording.ndjson"
+    path.write_bytes(b'2019-06-01T00:00:28.6199940Z {"info":"Welcome"}\n2019-06-01T00:00:28.6199941Z pong\n')
+    welcomed = to_nanoseconds("2019-06-01T00:00:28.6199940Z")
+    source = str(path)
+    assert await read_whole(Replay(path)) == [
+        Connected(welcomed, source),
+        RawMessage(welcomed, b'{"info":"Welcome"}', source, 1),
+        RawMessage(welcomed + 100, b"pong", source, 2),
+    ]
+
+
+async def test_an_empty_line_of_the_archive_format_is_a_disconnect():
+    items = await read_whole(Replay(io.BytesIO(archive(1, 2, None, None, 3, None))))
+    assert shape(items) == ["C", 1, 2, "D", "C", 3, "D"]
+    assert [item.received - NOON for item in items[3:5]] == [2 * SECOND, 3 * SECOND]
+
+
+async def test_the_archive_format_with_other_numbers_of_decimals_and_line_ends():
+    lines = (
+        b'2021-07-22T12:00:01Z {"second":1}\r\n'
+        b'2021-07-22T12:00:02.5Z {"second":2}\r\n'
+        b'2021-07-22T12:01:03.000001Z {"second":3}'
+    )
+    items = await read_whole(Replay(io.BytesIO(lines)))
+    assert [item.received - NOON for item in items[1:]] == [SECOND, 2_500_000_000, 63_000_001_000]
+    assert shape(items) == ["C", 1, 2, 3]
+
+
+async def test_stamped_lines_between_lines_of_other_shape_with_exact_times():
+    lines = (
+        b"wss://www.bitmex.com/realtime <-> 1626993367.388005\n"
+        b'wss://www.bitmex.com/realtime <- 1626993367.874177: {"op":"subscribe","args":["trade"]}\n'
+        b'1626993367.875267: {"second":1}\n'
+        b'1626993368.0018098: {"second":2}\n'
+        b'1626993369: {"second":3}\n'
+    )
+    items = await read_whole(Replay(io.BytesIO(lines)))
+    assert [(item.received, item.line) for item in items[1:]] == [
+        (1626993367875267000, 3), (1626993368001809800, 4), (1626993369000000000, 5),
+    ]
+
+
+async def test_bare_lines_take_the_newest_timestamp_of_the_exchange_so_far():
+    lines = (
+        b'{"second":1}\n'
+        b'{"data":[{"timestamp":"2021-07-22T12:00:02.000Z"},{"timestamp": "2021-07-22T12:00:03.001Z"}],"second":2}\n\n'
+        b'{"timestamp":"2021-07-22T12:00:01.000Z","second":3}\n{"second":4}\n'
+    )
+    items = await read_whole(Replay(io.BytesIO(lines)))
+    newest = NOON + 3_001_000_000
+    assert [item.received for item in items] == [0, 0, newest, newest, newest]
+    assert [item.line for item in items[1:]] == [1, 2, 4, 5]
+
+
+@given(st.lists(st.integers(0, 10**18 - 1), min_size=1), st.integers(0, 9))
+def test_stamps_are_read_to_the_last_digit(times, digits):
+    def line(time):
+        return f"{time // 10**9}" + (f".{time % 10**9:09d}"[: digits + 1] if digits else "") + ": {}\n"
+
+    items = trio.run(read_whole, Replay(io.BytesIO("".join(map(line, times)).encode())))
+    step = 10 ** (9 - digits)
+    assert [item.received for item in items[1:]] == [time // step * step for time in times]
+
+
+# --- compression, files and blocks ---
+
+
+async def test_gzip_is_known_by_its_content_whatever_the_name(tmp_path):
+    path = tmp_path / "recording.txt"
+    path.write_bytes(gzip.compress(archive(1, 2)))
+    assert shape(await read_whole(Replay(path))) == ["C", 1, 2]
+
+
+async def test_a_gzip_of_several_members_with_padding():
+    recording = gzip.compress(archive(1, 2)) + gzip.compress(archive(3)) + b"\0" * 512
+    assert shape(await read_whole(Replay(io.BytesIO(recording)))) == ["C", 1, 2, 3]
+
+
+async def test_zstd_or_what_to_install_for_it():
+    recording = io.BytesIO(bytes.fromhex("28b52ffd") + b"\0" * 20)
+    items, error = await read(Replay(recording))
+    assert items == []
+    assert "zstandard" in str(error) or "cannot be read" in str(error)
+
+
+@given(st.binary(max_size=3000), st.integers(1, 40))
+def test_lines_do_not_depend_on_where_the_blocks_end(noise, lines):
+    line = b'2021-07-22T12:00:00.0000000Z {"second":%d,"noise":"%s"}\n'
+    text = b"".join(line % (number, noise.hex().encode() * number) for number in range(lines))
+    for recording in (text, gzip.compress(text, 0)):
+        items = trio.run(read_whole, Replay(io.BytesIO(recording)))
+        assert shape(items) == ["C", *range(lines)]
+        assert [item.line for item in items[1:]] == list(range(1, lines + 1))
+
+
+async def test_several_files_are_one_recording_of_one_source(tmp_path):
+    first, second = tmp_path / "1.gz", tmp_path / "2"
+    first.write_bytes(gzip.compress(archive(1, 2)))
+    second.write_bytes(archive(3, None, 4))
+    items = await read_whole(Replay(first, str(second)))
+    assert shape(items) == ["C", 1, 2, 3, "D", "C", 4]
+    assert {item.source for item in items} == {f"{first} ... {second}"}
+    assert [item.line for item in items if type(item) is RawMessage] == [1, 2, 1, 3]
+
+
+async def test_a_replay_can_be_run_again(tmp_path):
+    replay = Replay(io.BytesIO(archive(1, 2)))
+    assert await read_whole(replay) == await read_whole(replay)
+
+
+@pytest.mark.parametrize("name", ["bitmex-2021-07-22.ws.gz", "bitmex-2021-07-22.ndjson.gz"])
+async def test_the_real_recordings_have_as_many_messages_as_expected(name):
+    path = DATA / "captures" / name
+    if not path.is_file():
+        pytest.skip(f"no recording at {path} (set BITMEX_STREAMS_DATA)")
+    expected = json.loads((DATA / "captures" / "bitmex-2021-07-22.expected.json").read_text())["messages"]
+    counted = {}
+    for item in await read_whole(Replay(path)):
+        if type(item) is RawMessage and (message := json.loads(item.data)).get("table"):
+            count = counted.setdefault(message["table"], {}).setdefault(message["action"], [0, 0])
+            count[0] += 1
+            count[1] += len(message["data"])
+    assert counted == expected
+
+
+# --- damage: all that was good comes first, then an error that names file and line ---
+
+GOOD = archive(1, 2)
+COMPRESSED = gzip.compress(GOOD)
+
+
+@pytest.mark.parametrize(
+    ("recording", "good", "line", "reason"),
+    [
+        pytest.param(GOOD + GOOD[:-5], [1, 2, 1], 4, "truncated", id="a cut message"),
+        pytest.param(GOOD + b"2021-07-22T12:00", [1, 2], 3, "no timestamp", id="a cut timestamp"),
+        pytest.param(GOOD + b"2021-07-22T12:00:03.0000000Z no json\n" + GOOD, [1, 2], 3, "malformed", id="no JSON"),
+        pytest.param(GOOD + b'2021-07-22T12:00:03.0000000Z {"a":nil}\n', [1, 2], 3, "malformed", id="nearly JSON"),
+        pytest.param(GOOD + b"2021-07-22T12:00:03.0000000Z [1]\n", [1, 2], 3, "object", id="no object"),
+        pytest.param(GOOD + b"hello\n", [1, 2], 3, "no timestamp", id="a foreign line"),
+        pytest.param(GOOD + b"2021-77-22T12:00:03.0000000Z {}\n", [1, 2], 3, "ISO timestamp", id="no date"),
+        pytest.param(b'1626993368.1: {"second":1}\n1626993368.2: {"s', [1], 2, "truncated", id="a cut stamped message"),
+        pytest.param(b'1626993368.1: {"second":1}\n16269933', [1], 2, "no timestamp", id="a cut stamp"),
+        pytest.param(b'{"second":1}\n{"second":', [1], 2, "truncated", id="a cut bare message"),
+        pytest.param(b'{"second":1}\n7\n', [1], 2, "object", id="a bare number"),
+        pytest.param(COMPRESSED[:-9], [1, 2], 3, "truncated", id="a truncated gzip"),
+        pytest.param(COMPRESSED[:-8] + b"\0" * 8, [1, 2], 3, "incorrect data check", id="a wrong checksum"),
+        pytest.param(COMPRESSED + b"junk", [1, 2], 3, "incorrect header", id="junk behind the gzip"),
+        pytest.param(b"\x1f\x8b\x08", [], 1, "truncated", id="a gzip of nothing"),
+    ],
+)
+async def test_damage_is_reported_after_all_that_was_good(tmp_path, recording, good, line, reason):
+    path = tmp_path / "recording"
+    path.write_bytes(recording)
+    items, error = await read(Replay(path))
+    assert shape(items) == (["C", *good] if good else [])
+    assert str(path) in str(error)
+    assert reason in str(error)
+    assert (error.path, error.line) == (str(path), line)
+
+
+async def test_of_a_gzip_that_is_damaged_in_the_middle_all_before_the_damage_comes():
+    compressor = zlib.compressobj(wbits=31)
+    seconds = [1] * 5000
+    recording = compressor.compress(archive(*seconds)) + compressor.flush(zlib.Z_FULL_FLUSH) + b"\xff" * 100
+    items, error = await read(Replay(io.BytesIO(recording)))
+    assert shape(items) == ["C", *seconds]
+    assert "<BytesIO> cannot be read beyond line 5000: " in str(error)
+    assert error.line == 5001
+
+
+@pytest.mark.parametrize("recording", [b"", b"\n\n", gzip.compress(b"")])
+async def test_an_empty_file_is_no_recording(recording):
+    items, error = await read(Replay(io.BytesIO(recording)))
+    assert items == []
+    assert "<BytesIO> is empty" in str(error)
+
+
+@pytest.mark.parametrize("recording", [b"price,size\n1,2\n", b"\x89PNG\r\n\x1a\n\0\0\0", b"[1]\n", os.urandom(100)])
+async def test_what_is_no_recording_is_said_to_be_none(recording):
+    items, error = await read(Replay(io.BytesIO(recording)))
+    assert items == []
+    assert "no line of a recording" in str(error)
+    assert error.line >= 1
+
+
+async def test_a_missing_file_and_a_directory_are_reported_after_the_files_before_them(tmp_path):
+    good = tmp_path / "good"
+    good.write_bytes(archive(1))
+    for bad, reason in ((tmp_path / "missing", "No such file"), (tmp_path, "Is a directory")):
+        items, error = await read(Replay(good, bad))
+        assert shape(items) == ["C", 1]
+        assert str(bad) in str(error)
+        assert reason in str(error)
+        assert (error.path, error.line) == (str(bad), 0)
+
+
+async def test_a_text_file_object_is_an_error_that_shows_the_way():
+    _, error = await read(Replay(io.StringIO("text")))
+    assert "binary mode" in str(error)
+
+
+async def test_the_error_waits_its_turn_in_a_pipeline(tmp_path):
+    path = tmp_path / "recording"
+    path.write_bytes(archive(*range(10)) + b"oops\n")
+    items = []
+    with pytest.raises(RecordingError, match="line 11"):
+        async with Pipeline.create(Replay(path)) as pipeline, pipeline.tap() as tap:
+            async for item in tap:
+                items.append(item)
+    assert shape(items) == ["C", *range(10)]
+
+
+async def test_files_are_closed_at_the_end_on_error_and_when_cancelled(tmp_path, monkeypatch):
+    opened = []
+    open_path = Path.open
+
+    def opening(self, *arguments):
+        opened.append(open_path(self, *arguments))
+        return opened[-1]
+
+    good, bad, long = tmp_path / "good", tmp_path / "bad", tmp_path / "long"
+    good.write_bytes(archive(1, 2))
+    bad.write_bytes(archive(1, 2) + b"oops\n")
+    long.write_bytes(archive(*[1] * 100_000))
+    monkeypatch.setattr(Path, "open", opening)
+    await read_whole(Replay(good))
+    await read(Replay(bad))
+    with trio.move_on_after(1) as scope:
+        async with Replay(long).batches(None) as batches:
+            await batches.receive()
+            scope.cancel()
+            await batches.receive()
+    assert scope.cancelled_caught
+    assert [file.closed for file in opened] == [True] * 3
+
+
+# --- speed, start and end ---
+
+
+async def test_a_paced_replay_gives_each_message_when_its_time_has_come(autojump_clock):
+    replay = Replay(io.BytesIO(archive(1, 1, 2, None, 31)), speed=2.0)
+    assert replay.rate == 2.0
+    began = trio.current_time()
+    came = []
+    async with replay.batches(None) as batches:
+        with pytest.raises(trio.EndOfChannel):
+            while True:
+                came += [(trio.current_time() - began, name) for name in shape(await batches.receive())]
+    assert came == [(pytest.approx(time), name) for time, name in [
+        (0, "C"), (0, 1), (0, 1), (0.5, 2), (0.5, "D"), (15, "C"), (15, 31),
+    ]]
+
+
+async def test_a_paced_replay_that_is_cancelled_while_it_waits_loses_nothing(autojump_clock):
+    items = []
+    async with Replay(io.BytesIO(archive(*range(20))), speed=1.0).batches(None) as batches:
+        with pytest.raises(trio.EndOfChannel):
+            while True:
+                with trio.move_on_after(0.3):
+                    items += await batches.receive()
+    assert shape(items) == ["C", *range(20)]
+
+
+async def test_at_full_speed_the_clock_of_the_recording_is_not_trios():
+    assert Replay("somewhere").rate == 0.0
+
+
+@pytest.mark.parametrize(
+    ("start", "end", "seconds"),
+    [
+        ("2021-07-22T12:00:02Z", None, [2, 3, 4]),
+        (None, "2021-07-22T12:00:02.000Z", [1]),
+        (datetime(2021, 7, 22, 12, 0, 2, tzinfo=UTC), datetime(2021, 7, 22, 12, 0, 4, tzinfo=UTC), [2, 3]),
+        (NOON + 2 * SECOND + 1, NOON + 4 * SECOND + 1, [3, 4]),
+        ("2021-07-23T00:00:00Z", None, []),
+    ],
+)
+async def test_start_is_inclusive_and_end_exclusive(start, end, seconds):
+    items = await read_whole(Replay(io.BytesIO(archive(1, 2, 3, 4)), start=start, end=end))
+    assert shape(items) == (["C", *seconds] if seconds else [])
+
+
+async def test_a_disconnect_before_the_start_is_none():
+    items = await read_whole(Replay(io.BytesIO(archive(1, None, 2, None, 3)), start=NOON + 2 * SECOND))
+    assert shape(items) == ["C", 2, "D", "C", 3]
+
+
+async def test_nothing_is_read_beyond_the_end():
+    items, error = await read(Replay(io.BytesIO(archive(1, 2, 3) + b"oops\n"), "missing", end=NOON + 3 * SECOND))
+    assert (shape(items), error) == (["C", 1, 2], None)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "error", "words"),
+    [
+        ({"speed": 0}, ValueError, "positive"),
+        ({"speed": -1.0}, ValueError, "positive"),
+        ({"start": datetime(2021, 7, 22)}, ValueError, "time zone"),
+        ({"end": "2021-07-22T12:00:00"}, ValueError, "time zone"),
+        ({"start": "noon"}, ValueError, "ISO"),
+        ({"start": 1.5}, TypeError, "int ns"),
+        ({"start": 2, "end": 2}, ValueError, "before"),
+    ],
+)
+def test_bad_arguments_are_refused_at_once(arguments, error, words):
+    with pytest.raises(error, match=words):
+        Replay("somewhere", **arguments)
+
+
+def test_a_replay_of_nothing_is_an_error():
+    with pytest.raises(ValueError, match="at least one"):
+        Replay()
+    with pytest.raises(TypeError, match="takes paths"):
+        Replay(["a", "b"])
+
+
+async def test_a_replay_is_no_place_to_send_to():
+    with pytest.raises(RuntimeError, match="first section"):
+        async with Replay("somewhere").batches(object()):
+            pass

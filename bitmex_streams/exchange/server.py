@@ -295,7 +295,7 @@ class Exchange(Simulation):
 
     async def say_goodbye(self) -> None:
         """Close all connections with the code 1001, waiting for no client longer than a second."""
-        with trio.move_on_after(CLOSE_TIMEOUT, shield=True):
+        with trio.CancelScope(deadline=trio.current_time() + CLOSE_TIMEOUT, shield=True):
             async with trio.open_nursery() as nursery:
                 for connection in self._connections.values():
                     nursery.start_soon(connection.aclose, 1001, "The exchange is closing.")
@@ -340,5 +340,7 @@ async def open_exchange(
         try:
             yield exchange
         finally:
-            await exchange.say_goodbye()
-            nursery.cancel_scope.cancel()
+            try:
+                await exchange.say_goodbye()
+            finally:
+                nursery.cancel_scope.cancel()

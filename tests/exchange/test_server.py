@@ -1,0 +1,330 @@
+"""The exchange's side of the protocol, over real websockets on loopback."""
+
+import json
+from datetime import datetime, timezone
+
+import pytest
+import trio
+from trio_websocket import ConnectionClosed, open_websocket_url
+
+from bitmex_streams.exchange import open_exchange
+from bitmex_streams.exchange.tables import PRIVATE_TABLES, SCHEMAS
+
+START = datetime(2026, 1, 1, 12, 0, 30, tzinfo=timezone.utc)
+
+
+def paused(**options):
+    return open_exchange(**{"speed": 0, "symbols": ("XBTUSD", "SOLUSDT"), "levels": 30, "start_time": START, **options})
+
+
+class Client:
+    def __init__(self, websocket):
+        self.websocket = websocket
+
+    async def receive(self):
+        with trio.fail_after(10):
+            return json.loads(await self.websocket.get_message())
+
+    async def send(self, op, *args, text=None):
+        await self.websocket.send_message(json.dumps({"op": op, "args": list(args)}) if text is None else text)
+
+    async def ask(self, op, *args, text=None):
+        await self.send(op, *args, text=text)
+        return await self.receive()
+
+    async def until_pong(self):
+        """All that was sent so far: the answer to a ping comes behind it."""
+        await self.websocket.send_message("ping")
+        messages = []
+        with trio.fail_after(20):
+            while (message := await self.websocket.get_message()) != "pong":
+                messages.append(json.loads(message))
+        return messages
+
+
+class open_client:
+    def __init__(self, exchange, query="", *, welcome=True, **options):
+        self._context = open_websocket_url(exchange.url + query, **options)
+        self._welcome = welcome
+
+    async def __aenter__(self):
+        client = Client(await self._context.__aenter__())
+        if self._welcome:
+            assert "Welcome" in (await client.receive())["info"]
+        return client
+
+    async def __aexit__(self, *error):
+        return await self._context.__aexit__(*error)
+
+
+async def test_a_client_is_welcomed():
+    async with paused() as exchange, open_client(exchange, welcome=False) as client:
+        assert await client.receive() == {
+            "info": "Welcome to the BitMEX Realtime API.", "version": "2.0.0", "timestamp": "2026-01-01T12:00:30.000Z",
+            "docs": "https://www.bitmex.com/app/wsAPI", "heartbeatEnabled": False, "limit": {"remaining": 39},
+        }  # fmt: skip
+
+
+async def test_each_topic_is_acknowledged_and_begins_with_its_partial():
+    async with paused() as exchange, open_client(exchange) as client:
+        await client.send("subscribe", "orderBookL2:XBTUSD", "trade")
+        request = {"op": "subscribe", "args": ["orderBookL2:XBTUSD", "trade"]}
+        acknowledged, book, also_acknowledged, trades = [await client.receive() for _ in range(4)]
+        assert acknowledged == {"success": True, "subscribe": "orderBookL2:XBTUSD", "request": request}
+        assert (book["table"], book["action"], book["filter"]) == ("orderBookL2", "partial", {"symbol": "XBTUSD"})
+        assert also_acknowledged == {"success": True, "subscribe": "trade", "request": request}
+        assert (trades["table"], trades["action"], trades["filter"]) == ("trade", "partial", {})
+        assert [row["id"] for row in book["data"]] == sorted(row["id"] for row in book["data"])
+        assert exchange.topics == {"orderBookL2:XBTUSD": 1, "trade": 1}
+
+
+async def test_topics_can_come_with_the_url():
+    async with paused() as exchange, open_client(exchange, "?subscribe=instrument,quote:XBTUSD") as client:
+        messages = [await client.receive() for _ in range(4)]
+        assert [message.get("subscribe") or message["table"] for message in messages] == [
+            "instrument", "instrument", "quote:XBTUSD", "quote"]
+
+
+async def test_a_single_argument_needs_no_list():
+    async with paused() as exchange, open_client(exchange) as client:
+        answer = await client.ask("", text='{"op": "subscribe", "args": "chat"}')
+        assert answer == {"success": True, "subscribe": "chat", "request": {"op": "subscribe", "args": "chat"}}
+
+
+async def test_deltas_come_only_to_subscribers_and_only_until_they_unsubscribe():
+    async with paused() as exchange, open_client(exchange) as reader, open_client(exchange) as other:
+        await reader.send("subscribe", "trade:XBTUSD")
+        await other.send("subscribe", "trade:SOLUSDT")
+        await reader.until_pong()
+        await other.until_pong()
+        exchange.markets["XBTUSD"].submit("Buy", 100)
+        (trade,) = await reader.until_pong()
+        assert (trade["table"], trade["action"], trade["data"][0]["size"]) == ("trade", "insert", 100)
+        assert await other.until_pong() == []
+        answer = await reader.ask("unsubscribe", "trade:XBTUSD")
+        assert answer == {"success": True, "unsubscribe": "trade:XBTUSD",
+                          "request": {"op": "unsubscribe", "args": ["trade:XBTUSD"]}}
+        exchange.markets["XBTUSD"].submit("Buy", 100)
+        assert await reader.until_pong() == []
+
+
+@pytest.mark.parametrize(
+    ("text", "status", "words"),
+    [
+        ('{"op": "subscribe", "args": ["candles"]}', 400, "Unknown table: candles"),
+        ('{"op": "subscribe", "args": ["trade:DOGE"]}', 400, "Unknown or expired symbol."),
+        ('{"op": "subscribe", "args": ["chat:XBTUSD"]}', 400, "Unknown or expired symbol."),
+        ('{"op": "subscribe", "args": ["quote"]}', 400, "You are already subscribed to this topic: quote."),
+        ('{"op": "unsubscribe", "args": ["trade"]}', 400, "You are not subscribed to this topic: trade."),
+        ('{"op": "subscribe", "args": []}', 400, "must be one or more topics"),
+        ('{"op": "subscribe", "args": [1]}', 400, "must be one or more topics"),
+        ('{"op": "subscribe", "args": %s}' % json.dumps(["trade"] * 21), 400, "The maximum is 20"),
+        ('{"op": "subscribe", "args": ["order"]}', 401, "account-locked"),
+        ('{"op": "authKeyExpires", "args": ["key", 1, "00"]}', 401, "Invalid API Key."),
+        ('{"op": "cancelAllAfter", "args": 60000}', 401, "Authentication is required"),
+        ('{"op": "dance"}', 400, "Unrecognized request."),
+        ("[1, 2]", 400, "Unrecognized request."),
+        ("{broken", 400, "Unrecognized request."),
+    ],
+)
+async def test_what_cannot_be_done_is_refused_and_the_connection_stays(text, status, words):
+    async with paused() as exchange, open_client(exchange, "?subscribe=quote") as client:
+        await client.until_pong()
+        answer = await client.ask("", text=text)
+        assert (answer["status"], answer["meta"]) == (status, {}) and words in answer["error"]
+        assert answer["request"] == (text if text == "{broken" else json.loads(text))
+        assert await client.until_pong() == []
+
+
+async def test_one_bad_topic_does_not_keep_the_others_from_being_subscribed():
+    async with paused() as exchange, open_client(exchange) as client:
+        await client.send("subscribe", "nonsense", "trade", "margin", "quote")
+        messages = await client.until_pong()
+        assert [message.get("error", message.get("subscribe", message.get("table")))[:13] for message in messages] == [
+            "Unknown table", "trade", "trade", "User requeste", "quote", "quote"]
+
+
+async def test_bytes_that_are_no_text_are_refused():
+    async with paused() as exchange, open_client(exchange) as client:
+        await client.websocket.send_message(b"\xff\xfe")
+        assert (await client.receive())["status"] == 400
+
+
+async def test_help_says_what_there_is():
+    async with paused() as exchange, open_client(exchange) as client:
+        for text in ("help", '{"op": "help"}'):
+            answer = await client.ask("", text=text)
+            assert answer["subscriptionSubjects"] == {"authenticationRequired": list(PRIVATE_TABLES), "public": list(SCHEMAS)}
+
+
+async def test_ping_frames_are_answered():
+    async with paused() as exchange, open_client(exchange) as client:
+        with trio.fail_after(5):
+            await client.websocket.ping(b"there?")
+
+
+async def test_every_public_table_can_be_subscribed_to():
+    async with paused() as exchange, open_client(exchange) as client:
+        tables = list(SCHEMAS)
+        await client.send("subscribe", *tables[:20])
+        await client.send("subscribe", *tables[20:])
+        partials = [message for message in await client.until_pong() if "table" in message]
+        assert [(message["table"], message["action"]) for message in partials] == [(table, "partial") for table in tables]
+
+
+@pytest.mark.parametrize(("path", "headers", "status"), [("/other", [], 404), ("/", [], 404), ("/realtimemd", [], 404),
+                                                         ("/realtime", ["api-key: unknown", "api-expires: 1"], 401)])
+async def test_other_paths_and_unknown_keys_are_refused_at_the_handshake(path, headers, status):
+    async with paused() as exchange:
+        stream = await handshake(exchange, path, headers)
+        with trio.fail_after(5):
+            answer = await stream.receive_some()
+        assert answer.startswith(b"HTTP/1.1 %d " % status)
+        await stream.aclose()
+
+
+async def handshake(exchange, path, headers=()):
+    """A bare TCP stream on which the opening handshake was sent."""
+    host, port = exchange.url.removeprefix("ws://").removesuffix("/realtime").split(":")
+    stream = await trio.open_tcp_stream(host, int(port))
+    lines = [f"GET {path} HTTP/1.1", f"Host: {host}", "Upgrade: websocket", "Connection: Upgrade", "Sec-WebSocket-Version: 13",
+             "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==", *headers]
+    await stream.send_all("\r\n".join([*lines, "", ""]).encode())
+    return stream
+
+
+async def test_a_client_that_does_not_read_is_cut_off_and_disturbs_no_other():
+    async with paused(max_queue_bytes=200_000) as exchange, open_client(exchange) as reader:
+        await reader.send("subscribe", "orderBook10")
+        await reader.until_pong()
+        lazy = await handshake(exchange, "/realtime?subscribe=orderBook10")
+        with trio.fail_after(5):
+            while exchange.topics.get("orderBook10") != 2:
+                await trio.sleep(0.01)
+        sent = 0
+        with trio.fail_after(30):
+            while exchange.clients == 2:  # what the kernel buffers comes on top of the queue
+                exchange.advance(1)
+                sent += len(await reader.until_pong())
+        assert sent > 100 and exchange.topics == {"orderBook10": 1}
+        await lazy.aclose()
+        exchange.advance(1)
+        assert await reader.until_pong()
+
+
+async def test_many_clients_get_the_same_messages():
+    async with paused() as exchange, trio.open_nursery() as nursery:
+        received = []
+
+        async def listen():
+            async with open_client(exchange) as client:
+                await client.send("subscribe", "orderBookL2", "trade")
+                await client.until_pong()
+                ready.append(client)
+                with trio.fail_after(20):
+                    await advanced.wait()
+                received.append(await client.until_pong())
+
+        ready, advanced = [], trio.Event()
+        for _ in range(10):
+            nursery.start_soon(listen)
+        with trio.fail_after(10):
+            while len(ready) < 10:
+                await trio.sleep(0.01)
+        assert exchange.clients == 10
+        exchange.advance(5)
+        advanced.set()
+        with trio.fail_after(20):
+            while len(received) < 10:
+                await trio.sleep(0.01)
+        assert len(received[0]) > 20 and all(messages == received[0] for messages in received)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_partial_of_5_megabytes_arrives():
+    async with paused(symbols=("XBTUSD",), levels=26_000, rate=0) as exchange:
+        async with open_client(exchange, max_message_size=2**24) as client:
+            await client.send("subscribe", "orderBookL2")
+            await client.receive()
+            with trio.fail_after(30):
+                message = await client.websocket.get_message()
+            assert len(message) > 5_000_000
+            bids, asks = exchange.markets["XBTUSD"].book
+            rows = json.loads(message)["data"]
+            exact = [(row["price"], row["size"]) for row in rows] == [*asks[::-1], *bids]
+            assert exact
+
+
+async def test_it_lives_by_itself():
+    async with open_exchange(symbols=("XBTUSD",), rate=200, levels=30) as exchange, open_client(exchange) as client:
+        await client.send("subscribe", "trade", "orderBookL2")
+        with trio.fail_after(10):
+            messages = [await client.receive() for _ in range(60)]
+        assert {"trade", "orderBookL2"} == {message["table"] for message in messages if message.get("action") == "insert"}
+
+
+async def test_paused_it_stands_still_and_resumed_it_goes_on():
+    async with open_exchange(symbols=("XBTUSD",), rate=500, levels=30) as exchange:
+        exchange.speed = 0
+        book = exchange.markets["XBTUSD"].book
+        await trio.sleep(0.05)
+        assert exchange.markets["XBTUSD"].book == book
+        exchange.speed = 1
+        with trio.fail_after(5):
+            while exchange.markets["XBTUSD"].book == book:
+                await trio.sleep(0.01)
+
+
+async def test_speed_is_seconds_of_the_exchange_in_a_second(autojump_clock):
+    async with open_exchange(symbols=("XBTUSD",), rate=1, levels=30, speed=60, start_time=START) as exchange:
+        began = exchange.now
+        await trio.sleep(10)
+        assert exchange.time() - began == 600 * 10**9
+
+
+async def test_an_order_by_hand_comes_after_all_that_was_due(autojump_clock):
+    async with open_exchange(symbols=("XBTUSD",), rate=0, levels=30, start_time=START) as exchange:
+        await trio.sleep(7.25)
+        events = []
+        exchange.markets["XBTUSD"].listeners.append(events.append)
+        exchange.markets["XBTUSD"].submit("Buy", 100)
+        assert events[0].time == int(START.timestamp() * 1e9) + 7_250_000_000
+
+
+async def test_leaving_the_context_tells_the_clients_and_frees_the_port():
+    async with trio.open_nursery() as nursery:
+        async with paused() as exchange:
+            client = await open_client(exchange).__aenter__()
+            port = int(exchange.url.rpartition(":")[2].partition("/")[0])
+        with pytest.raises(ConnectionClosed) as closed, trio.fail_after(5):
+            while True:
+                await client.websocket.get_message()
+        assert closed.value.reason.code == 1001
+        with pytest.raises(OSError):
+            await trio.open_tcp_stream("127.0.0.1", port)
+        async with paused(port=port) as exchange:
+            assert exchange.url == f"ws://127.0.0.1:{port}/realtime"
+        nursery.cancel_scope.cancel()
+
+
+async def test_clients_that_vanish_in_any_state_harm_nobody():
+    async with paused() as exchange, open_client(exchange) as reader:
+        host, port = exchange.url.removeprefix("ws://").removesuffix("/realtime").split(":")
+        for beginning in (b"", b"GET /realtime HTTP/1.1\r\n", b"nonsense\r\n\r\n"):
+            stream = await trio.open_tcp_stream(host, int(port))
+            await stream.send_all(beginning or b"G")
+            await stream.aclose()
+        async with open_client(exchange, "?subscribe=trade,orderBookL2") as client:
+            await trio.aclose_forcefully(client.websocket._stream)
+        with trio.fail_after(5):
+            while exchange.clients > 1:
+                exchange.advance(1)
+                await trio.sleep(0.01)
+        assert exchange.topics == {}
+        assert await reader.until_pong() == []
+
+
+async def test_a_start_time_without_zone_is_refused():
+    with pytest.raises(ValueError, match="no time zone"):
+        async with open_exchange(start_time=datetime(2026, 1, 1)):  # noqa: DTZ001
+            pass

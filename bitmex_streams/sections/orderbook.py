@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
+from itertools import chain
 from typing import Any
 
 import trio
@@ -236,13 +237,15 @@ class OrderBookMerger(Operator):
 
     def _stale(self, lost: list[Topic], received: int, tops: dict[str, Top] | None = None) -> list[BookUpdate]:
         """The marks of all books of topics that went stale; ``tops``: what was last told, where the books are ahead of that."""
-        updates = []
+        of_topic: dict[Topic | None, list[OrderBook]] = {topic: [] for topic in lost}
         for symbol, book in self.books.items() if lost else ():
-            if self._topic(symbol) in lost:
-                book.stale = True
-                self._crossed.pop(symbol, None)
-                bid, ask = (tops or {}).get(symbol) or (book.best_bid, book.best_ask)
-                updates.append(
-                    BookUpdate(symbol, bid, ask, None, True, book.timestamp, received, book, self.table)
-                )
+            of_topic.get(self._topic(symbol), []).append(book)
+        updates = []
+        for book in chain.from_iterable(of_topic.values()):
+            book.stale = True
+            self._crossed.pop(book.symbol, None)
+            bid, ask = (tops or {}).get(book.symbol) or (book.best_bid, book.best_ask)
+            updates.append(
+                BookUpdate(book.symbol, bid, ask, None, True, book.timestamp, received, book, self.table)
+            )
         return updates

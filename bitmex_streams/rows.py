@@ -1,7 +1,7 @@
 """The rows of every table: field, type, unit.
 
-The fields are those of the ``types`` that BitMEX sends with its partials, and where no partial of a table is public, those of its
-API specification (``swagger.json`` of its api-connectors). The types of the fields name their units:
+The fields are those of the ``types`` that BitMEX sends with its partials, and where no partial of a table is public,
+those of its API specification (``swagger.json`` of its api-connectors). The types of the fields name their units:
 
 =================  ======  =====================================================================================
 `Timestamp`        str     ISO 8601, UTC, milliseconds: ``"2021-07-22T22:36:10.014Z"``
@@ -15,8 +15,8 @@ API specification (``swagger.json`` of its api-connectors). The types of the fie
 `Symbol`           str     the symbol of an instrument, a currency, or one word of a fixed vocabulary
 =================  ======  =====================================================================================
 
-Only the fields that identify a row are always there: a delta holds these and what changed, and BitMEX leaves out or sends None for
-what does not apply. These are types for type checkers and readers; the rows themselves are plain dicts.
+Only the fields that identify a row are always there: a delta holds these and what changed, and BitMEX leaves out or
+sends None for what does not apply. These are types for type checkers and readers; the rows themselves are plain dicts.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ Symbol: TypeAlias = str
 
 Side: TypeAlias = Literal["Buy", "Sell"]
 
-# --- public ---------------------------------------------------------------------------------------------------------
+# --- public ---
 
 
 class AnnouncementRow(TypedDict, total=False):
@@ -231,7 +231,7 @@ class LiquidationRow(TypedDict, total=False):
 
 
 class OrderBookL2Row(TypedDict, total=False):
-    """orderBookL2 and orderBookL2_25: keys symbol, id, side (until 2021 updates had only these and size, deletes only these)."""
+    """orderBookL2, orderBookL2_25: keys symbol, id, side (2021: updates had these and size, deletes these only)."""
 
     symbol: Required[Symbol]
     id: Required[int]  # identifies a price level of a symbol
@@ -268,7 +268,9 @@ class NotificationRow(TypedDict, total=False):
 
 
 class QuoteRow(TypedDict, total=False):
-    """quote (no keys: every top of the book is an insert) and quoteBin1m/5m/1h/1d (keys timestamp, symbol: the end of the bin)."""
+    """quote (no keys: every top of the book is an insert) and quoteBin1m/5m/1h/1d (keys timestamp, symbol; timestamp is
+    the end of the bin).
+    """
 
     timestamp: Required[Timestamp]
     symbol: Required[Symbol]
@@ -312,8 +314,8 @@ class TradeRow(TypedDict, total=False):
 class TradeBinRow(TypedDict, total=False):
     """tradeBin1m/5m/1h/1d: keys timestamp, symbol; timestamp is the end of the bin.
 
-    ``open`` is the close of the bin before, so it can lie outside of low..high, which are of the bin's own trades; without
-    trades all four are the close of the bin before, and vwap and lastSize are None.
+    ``open`` is the close of the bin before, so it can lie outside of low..high, which are of the bin's own trades;
+    without trades all four are the close of the bin before, and vwap and lastSize are None.
     """
 
     timestamp: Required[Timestamp]
@@ -331,7 +333,7 @@ class TradeBinRow(TypedDict, total=False):
     foreignNotional: Notional
 
 
-# --- private --------------------------------------------------------------------------------------------------------
+# --- private ---
 
 
 class AffiliateRow(TypedDict, total=False):

@@ -57,12 +57,15 @@ def test_every_value_of_the_real_rows_is_of_the_type_that_is_promised():
         for row in partial["data"]:
             for field, value in row.items():
                 promised = plain(hints[field])
-                assert value is None or isinstance(value, (int, float) if promised is float else promised), field
+                allowed = (int, float) if promised is float else promised
+                assert value is None or isinstance(value, allowed), field
 
 
 def test_every_table_of_the_protocol_has_a_row_type():
     bins = {f"{kind}Bin{interval}" for kind in ("quote", "trade") for interval in ("1m", "5m", "1h", "1d")}
-    public = {"announcement", "chat", "connected", "funding", "instrument", "insurance", "liquidation", "orderBookL2_25",
-              "orderBookL2", "orderBook10", "publicNotifications", "quote", "settlement", "trade"}
+    public = {
+        "announcement", "chat", "connected", "funding", "instrument", "insurance", "liquidation", "orderBookL2_25",
+        "orderBookL2", "orderBook10", "publicNotifications", "quote", "settlement", "trade",
+    }
     private = {"affiliate", "execution", "order", "margin", "position", "privateNotifications", "transact", "wallet"}
     assert set(ROWS) == bins | public | private

@@ -1,8 +1,9 @@
 """Trades to bars.
 
 A trade is of the bar in which its exchange timestamp lies. A bar ends when a trade of its symbol comes from a later
-one, or when its end, and a second of grace for what is still on its way, has passed by ``received``. What makes a bar
-complete is that the partial that began (or last restored) the trust in its symbol came no later than the bar's start.
+one, or when its end, and a second of grace (and the least delay of a trade so far) for what is still on its way, has
+passed by ``received``. What makes a bar complete is that the partial that began (or last restored) the trust in its
+symbol came no later than the bar's start.
 """
 
 from __future__ import annotations
@@ -91,6 +92,7 @@ class Bars(Operator):
         self._length = _INTERVALS[interval]
         self._symbols: dict[str, _Symbol] = {}
         self._coverage = Coverage()
+        self._lag: int | None = None  # the least delay of a trade so far: large where the local clock is ahead
         self._since: dict[Any, int] = {}  # by the scope of a topic: the time from which its trades are all there
 
     def process(self, item: Any) -> Iterable[Any]:
@@ -110,11 +112,12 @@ class Bars(Operator):
         return () if kind.__module__ == TableMessage.__module__ else (item,)
 
     def on_time(self, now: int) -> Iterator[Bar]:
-        while (end := min(state.end for state in self._symbols.values())) + _GRACE <= now:
+        grace = self._grace
+        while (end := min(state.end for state in self._symbols.values())) + grace <= now:
             for symbol, state in self._symbols.items():
                 if state.end == end:
-                    yield self._close(symbol, state, end + _GRACE)
-        self.deadline = end + _GRACE
+                    yield self._close(symbol, state, end + grace)
+        self.deadline = end + grace
 
     def finish(self) -> Iterator[Bar]:
         for symbol, state in self._symbols.items():
@@ -150,6 +153,8 @@ class Bars(Operator):
             except (KeyError, TypeError, ValueError):
                 where = item.source or "its source"
                 raise ValueError(f"a trade without a valid timestamp came from {where}: {row!r}") from None
+            if self._lag is None or item.received - time < self._lag:
+                self._lag = item.received - time
             state = self._state(symbol, time)
             if state.last is None and not state.trades and time >= state.end:
                 state.begin(self._end(time))  # nothing known before it: no bars to fill in
@@ -161,6 +166,10 @@ class Bars(Operator):
             else:
                 state.add(price, row.get("size") or 0)
 
+    @property
+    def _grace(self) -> int:
+        return _GRACE + max(0, self._lag or 0)
+
     def _end(self, time: int) -> int:
         return time - time % self._length + self._length
 
@@ -168,8 +177,8 @@ class Bars(Operator):
         state = self._symbols.get(symbol)
         if state is None:
             state = self._symbols[symbol] = _Symbol(self._end(time))
-            if self.deadline is None or state.end + _GRACE < self.deadline:
-                self.deadline = state.end + _GRACE
+            if self.deadline is None or state.end + self._grace < self.deadline:
+                self.deadline = state.end + self._grace
         return state
 
     def _close(self, symbol: str, state: _Symbol, received: int, *, ended: bool = False) -> Bar:

@@ -48,7 +48,14 @@ class SymbolFilter(Operator):
         if kind is BookUpdate or kind is Bar:
             return (item,) if item.symbol in self._wanted else ()
         if kind is TableMessage or kind is TableUpdate:
-            return self._narrow(item)
+            wanted = self._wanted
+            covered = item.filter  # given for a partial and for stale
+            if covered and covered.get("symbol") not in wanted:
+                return ()
+            for row in item.rows:
+                if row.get("symbol") not in wanted:
+                    return self._narrow(item)
+            return (item,)
         if kind is StateLost and item.topic is not None:
             _, _, symbol = item.topic.partition(":")
             return (item,) if (symbol or None) in self._wanted else ()
@@ -56,18 +63,12 @@ class SymbolFilter(Operator):
 
     def _narrow(self, item: Any) -> Iterable[Any]:
         wanted = self._wanted
-        covered = item.filter  # given for a partial and for stale
-        if covered and covered.get("symbol") not in wanted:
-            return ()
-        rows = item.rows
-        kept = [row for row in rows if row.get("symbol") in wanted]
-        if len(kept) == len(rows):
-            return (item,)
-        if not kept and item.action != "partial":
+        rows = [row for row in item.rows if row.get("symbol") in wanted]
+        if not rows and item.action != "partial":
             return ()
         if type(item) is TableUpdate:
-            return (replace(item, rows=kept, delta=[row for row in item.delta if row.get("symbol") in wanted]),)
-        return (replace(item, rows=kept),)
+            return (replace(item, rows=rows, delta=[row for row in item.delta if row.get("symbol") in wanted]),)
+        return (replace(item, rows=rows),)
 
 
 class TableFilter(Operator):

@@ -1,5 +1,7 @@
 """Bars: what is in a bar, when it comes, and when it is complete."""
 
+import io
+import json
 from decimal import Decimal
 from itertools import groupby
 
@@ -14,7 +16,10 @@ from bitmex_streams.messages import (
     TableMessage,
     TableUpdate,
 )
+from bitmex_streams.pipeline import Pipeline
 from bitmex_streams.sections.bars import Bars
+from bitmex_streams.sections.decoder import Decoder
+from bitmex_streams.sections.replay import Replay
 from bitmex_streams.timestamps import to_iso, to_nanoseconds
 
 SECOND = 1_000_000_000
@@ -142,6 +147,15 @@ def test_a_bar_comes_a_second_after_its_end_when_nothing_is_traded():
     assert (bar.complete, bar.received) == (True, at(61))
 
 
+def test_a_local_clock_that_is_ahead_cuts_no_bar_short():
+    bars = Bars()
+    begin = partial(0, filter={"symbol": "XBTUSD"})
+    ahead = [insert(trade(time, 100), received=time + 30) for time in (1, 59, 70)]
+    out = run(bars, begin, *ahead)
+    assert [(bar.trades, bar.complete) for bar in out] == [(2, True), (1, False)]
+    assert bars.late == 0
+
+
 def test_bars_of_several_symbols_come_in_the_order_of_their_ends():
     out = run(Bars(), partial(0), insert(trade(1, 1, symbol="A"), trade(1, 1, symbol="B")), until=200, finish=False)
     assert [(bar.symbol, bar.timestamp[14:16]) for bar in out] == [
@@ -266,3 +280,20 @@ def test_bars_equal_a_naive_model(sequence):
         assert [
             (bar.timestamp, *prices(bar), bar.volume, bar.trades, bar.vwap, bar.complete) for bar in made
         ] == [(*row[:7], pytest.approx(row[7]) if row[7] is not None else None, row[8]) for row in model]
+
+
+async def test_a_replayed_recording_gives_bars_by_its_own_time():
+    lines = [
+        ("12:00:00.0", {"table": "trade", "action": "partial", "keys": [], "types": {}, "filter": {}, "data": []}),
+        ("12:00:01.0", {"table": "trade", "action": "insert", "data": [trade(1, 100.5, 3)]}),
+        ("12:02:30.0", {"info": "nothing was traded for more than a minute"}),
+        ("12:02:31.0", {"table": "trade", "action": "insert", "data": [trade(151, 101.0)]}),
+    ]
+    recording = "".join(f"2021-07-22T{time}000000Z {json.dumps(message)}\n" for time, message in lines)
+    replay = Replay(io.BytesIO(recording.encode()))
+    async with Pipeline.create(replay, Decoder(), Bars()) as pipeline, pipeline.tap() as tap:
+        bars = [bar async for bar in tap]
+    assert [(bar.timestamp[11:19], bar.close, bar.trades, bar.complete) for bar in bars] == [
+        ("12:01:00", 100.5, 1, True), ("12:02:00", 100.5, 0, True), ("12:03:00", 101.0, 1, False),
+    ]
+    assert [bar.received - NOON for bar in bars] == [61 * SECOND, 121 * SECOND, 151 * SECOND]

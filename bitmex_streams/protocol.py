@@ -1,9 +1,10 @@
 """The client side of the BitMEX protocol, without I/O.
 
-For every topic this keeps three things apart: what is *wanted*, what the server will hold once it has done all that it was *sent*,
-and what it said (or showed) that it *holds*. `ClientProtocol.commands` gives the difference between the first two as messages to
-send; `ClientProtocol.receive` learns the third from what arrives. So changes of mind that were not sent yet cancel out, what is
-pending is bounded by the number of topics, and nothing depends on which answer comes first.
+For every topic this keeps three things apart: what is *wanted*, what the server will hold once it has done all that it
+was *sent*, and what it said (or showed) that it *holds*. `ClientProtocol.commands` gives the difference between the
+first two as messages to send; `ClientProtocol.receive` learns the third from what arrives. So changes of mind that
+were not sent yet cancel out, what is pending is bounded by the number of topics, and nothing depends on which answer
+comes first.
 
 Facts of the protocol are from https://www.bitmex.com/app/wsAPI, and from watching tardis-machine's ``ws-replay``.
 """
@@ -17,17 +18,30 @@ from typing import Any, Literal
 
 import msgspec
 
-__all__ = ["MAX_ARGS", "PRIVATE_TABLES", "PUBLIC_TABLES", "Acknowledged", "ClientProtocol", "Refused", "check_topic", "covers"]
+__all__ = [
+    "MAX_ARGS",
+    "PRIVATE_TABLES",
+    "PUBLIC_TABLES",
+    "Acknowledged",
+    "ClientProtocol",
+    "Refused",
+    "check_topic",
+    "covers",
+]
 
 MAX_ARGS = 20
 """The most topics that BitMEX takes in one command."""
 
-PUBLIC_TABLES = frozenset(
-    "announcement chat connected funding instrument insurance liquidation orderBookL2_25 orderBookL2 orderBook10 "
-    "publicNotifications quote quoteBin1m quoteBin5m quoteBin1h quoteBin1d settlement trade tradeBin1m tradeBin5m tradeBin1h "
-    "tradeBin1d".split()
-)
-PRIVATE_TABLES = frozenset("affiliate execution order margin position privateNotifications transact wallet".split())
+# fmt: off
+PUBLIC_TABLES = frozenset({
+    "announcement", "chat", "connected", "funding", "instrument", "insurance", "liquidation", "orderBookL2_25",
+    "orderBookL2", "orderBook10", "publicNotifications", "quote", "quoteBin1m", "quoteBin5m", "quoteBin1h",
+    "quoteBin1d", "settlement", "trade", "tradeBin1m", "tradeBin5m", "tradeBin1h", "tradeBin1d",
+})
+PRIVATE_TABLES = frozenset({
+    "affiliate", "execution", "order", "margin", "position", "privateNotifications", "transact", "wallet",
+})
+# fmt: on
 
 Op = Literal["subscribe", "unsubscribe"]
 
@@ -91,12 +105,16 @@ def check_topic(topic: str) -> str:
     Only the shape: which tables and symbols there are is the server's to say, and it does.
     """
     if not isinstance(topic, str) or not _TOPIC.fullmatch(topic):
-        raise ValueError(f"{topic!r} is not a topic: topics are 'table' or 'table:symbol', such as 'trade' or 'orderBookL2:XBTUSD'")
+        raise ValueError(
+            f"{topic!r} is not a topic: topics are 'table' or 'table:symbol', such as 'trade' or 'orderBookL2:XBTUSD'"
+        )
     return topic
 
 
 def covers(wide: str, narrow: str) -> bool:
-    """Whether topic ``wide`` brings all that topic ``narrow`` does: they are equal, or ``wide`` is the table without a symbol."""
+    """Whether topic ``wide`` brings all that topic ``narrow`` does: they are equal, or ``wide`` is the table without a
+    symbol.
+    """
     return wide == narrow or narrow.startswith(wide + ":")
 
 
@@ -105,7 +123,9 @@ class ClientProtocol:
 
     def __init__(self) -> None:
         self.acknowledges = False
-        """Whether this server answers commands (tardis-machine does not: there the first message of a topic is the answer)."""
+        """Whether this server answers commands (tardis-machine does not: there the first message of a topic is the
+        answer).
+        """
         self._topics: dict[str, _Topic] = {}
         self._changed: dict[str, None] = {}  # a set that keeps its order
         self._awaited: frozenset[str] = frozenset()  # tables whose data may answer a subscription
@@ -120,8 +140,8 @@ class ClientProtocol:
     def subscribe(self, topics: Iterable[str]) -> list[str]:
         """Want ``topics``. Returns the topics whose answers are theirs.
 
-        A topic that a wanted one covers (``trade:XBTUSD`` by ``trade``) is answered by that one; a topic that covers wanted ones
-        takes their place: they are given up first.
+        A topic that a wanted one covers (``trade:XBTUSD`` by ``trade``) is answered by that one; a topic that covers
+        wanted ones takes their place: they are given up first.
         """
         answering = []
         for name in topics:
@@ -142,10 +162,11 @@ class ClientProtocol:
         return known
 
     def resync(self, topic: str | None = None) -> bool:
-        """Ask anew for what is in force of ``topic`` (None: for all), so that new partials come. True if there is news to send.
+        """Ask anew for what is in force of ``topic`` (None: for all), so that new partials come. True if there is news
+        to send.
 
-        Also takes a topic that a subscribed one covers, or the other way round. Nothing happens while such a request is under
-        way: its partial is still to come.
+        Also takes a topic that a subscribed one covers, or the other way round. Nothing happens while such a request
+        is under way: its partial is still to come.
         """
         changed = False
         for name, state in self._topics.items():
@@ -163,7 +184,9 @@ class ClientProtocol:
     # --- what became of it ---
 
     def settled(self, topic: str) -> bool:
-        """Whether all that was asked about ``topic`` has been sent and answered (or was taken back before it was sent)."""
+        """Whether all that was asked about ``topic`` has been sent and answered (or was taken back before it was
+        sent).
+        """
         state = self._topics.get(topic)
         return state is None or (topic not in self._changed and not state.unanswered)
 
@@ -175,7 +198,9 @@ class ClientProtocol:
     # --- the wire ---
 
     def disconnected(self) -> None:
-        """The connection is gone: the server holds nothing any more, and what is wanted has to be sent to the next one."""
+        """The connection is gone: the server holds nothing any more, and what is wanted has to be sent to the next
+        one.
+        """
         self._topics = {name: topic for name, topic in self._topics.items() if topic.wanted or topic.refusal}
         for topic in self._topics.values():
             topic.sent = topic.held = topic.again = False
@@ -185,7 +210,10 @@ class ClientProtocol:
         self.acknowledges = False
 
     def commands(self) -> list[str]:
-        """What has to be sent now, in order: JSON texts with at most `MAX_ARGS` topics each. Whoever takes them must send them."""
+        """What has to be sent now, in order.
+
+        JSON texts with at most `MAX_ARGS` topics each. Whoever takes them must send them.
+        """
         leave, join = [], []
         for name in self._changed:
             topic = self._topics[name]
@@ -202,7 +230,10 @@ class ClientProtocol:
         return [*_commands("unsubscribe", leave), *_commands("subscribe", join)]
 
     def receive(self, data: str | bytes) -> Sequence[Acknowledged | Refused]:
-        """What a message that arrived means for the subscriptions: most often nothing. Never raises: others judge its content."""
+        """What a message that arrived means for the subscriptions: most often nothing.
+
+        Never raises: others judge its content.
+        """
         head = data[:64]
         if isinstance(head, bytes):
             head = head.decode("latin-1")
@@ -251,7 +282,9 @@ class ClientProtocol:
         if op not in ("subscribe", "unsubscribe"):
             return
         names = [name for name in (args if isinstance(args, list) else [args]) if isinstance(name, str)]
-        open_names = [name for name in names if (topic := self._topics.get(name)) is not None and op in topic.unanswered]
+        open_names = [
+            name for name in names if (topic := self._topics.get(name)) is not None and op in topic.unanswered
+        ]
         error = message.error if isinstance(message.error, str) else msgspec.json.encode(message.error).decode()
         status = message.status if isinstance(message.status, int) else None
         for name in _meant(open_names, error, status):
@@ -297,12 +330,17 @@ def _commands(op: Op, topics: list[str]) -> Iterator[str]:
 
 
 def _meant(names: list[str], error: str, status: int | None) -> list[str]:
-    """Which of a command's unanswered topics an error is about: it may name the topic, the table or the symbol, or nothing."""
+    """Which of a command's unanswered topics an error is about: it may name the topic, the table or the symbol, or
+    nothing.
+    """
     if len(names) <= 1:
         return names
     words = set(re.findall(r"[\w.:]*\w", error))
-    for parts in ([(name, name) for name in names], [(name, name.partition(":")[0]) for name in names],
-                  [(name, name.partition(":")[2]) for name in names]):
+    for parts in (
+        [(name, name) for name in names],
+        [(name, name.partition(":")[0]) for name in names],
+        [(name, name.partition(":")[2]) for name in names],
+    ):
         if named := [name for name, part in parts if part in words]:
             return named
     if status in (401, 403) and (private := [name for name in names if name.partition(":")[0] in PRIVATE_TABLES]):

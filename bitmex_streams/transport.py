@@ -1,10 +1,10 @@
 """The websocket under a `Connection`, and what a `Connection` asks of one.
 
-`WebsocketTransport` is slurry-websocket's section on a stream of our own: it opens TCP and TLS itself, so that a certificate
-that does not verify is an error at once, reads in large chunks, keeps the first bytes of the answer, so that the status of a refusal is
-known however the refusal is made, and always closes the stream. trio-websocket's reader may end without telling anybody who waits for it
-(0.9.2: after protocol errors, or a connection lost while closing; all versions: at a close before the handshake is complete), so
-every wait for it here ends with it.
+`WebsocketTransport` is slurry-websocket's section on a stream of our own: it opens TCP and TLS itself, so that a
+certificate that does not verify is an error at once, reads in large chunks, keeps the first bytes of the answer, so
+that the status of a refusal is known however the refusal is made, and always closes the stream. trio-websocket's
+reader may end without telling anybody who waits for it (0.9.2: after protocol errors, or a connection lost while
+closing; all versions: at a close before the handshake is complete), so every wait for it here ends with it.
 """
 
 from __future__ import annotations
@@ -51,7 +51,10 @@ class Transport(Protocol):
     """
 
     async def connect(self, nursery: trio.Nursery) -> None:
-        """Connect and shake hands; tasks it needs live in ``nursery``. Raises `ConnectionFailed`; leaves nothing open then, or when cancelled."""
+        """Connect and shake hands; tasks it needs live in ``nursery``.
+
+        Raises `ConnectionFailed`; leaves nothing open then, or when cancelled.
+        """
 
     async def receive(self) -> Sequence[str | bytes]:
         """The next messages, at least one, in order. Safe to cancel. Raises `TransportClosed` after the last one."""
@@ -63,7 +66,10 @@ class Transport(Protocol):
         """Send a ping frame and wait for its pong. Raises `TransportClosed`."""
 
     async def aclose(self, code: int = 1000, reason: str | None = None) -> None:
-        """Close with a close handshake; when cancelled (already), without one. No socket is left open. Never raises on its own account."""
+        """Close with a close handshake; when cancelled (already), without one.
+
+        No socket is left open. Never raises on its own account.
+        """
 
 
 TransportFactory = Callable[..., Transport]
@@ -78,7 +84,9 @@ def check_url(url: str) -> str:
     except ValueError as exc:  # a bad port, or half of the brackets of an IPv6 address
         raise ValueError(f"{url!r} is not a websocket URL: {exc}") from None
     if not usable:
-        raise ValueError(f"{url!r} is not a websocket URL: it has to look like wss://host/realtime or ws://host:port/realtime")
+        raise ValueError(
+            f"{url!r} is not a websocket URL: it has to look like wss://host/realtime or ws://host:port/realtime"
+        )
     if parts.username is not None or parts.password is not None:
         raise ValueError("a websocket URL must not hold a user name or password: URLs are logged and recorded")
     return url
@@ -92,7 +100,9 @@ class _Wire(trio.abc.Stream):
         self._on_refusal = on_refusal
         self._shaking_hands = True
         self.head = b""
-        """The first bytes that the server sent: the answer to the handshake. trio-websocket tells of a refusal only when it is complete."""
+        """The first bytes that the server sent: the answer to the handshake. trio-websocket tells of a refusal only
+        when it is complete.
+        """
 
     @property
     def status(self) -> int | None:
@@ -130,10 +140,11 @@ class _Wire(trio.abc.Stream):
 class WebsocketTransport(Websocket):
     """slurry-websocket's section as a `Transport`; it still works as a section of its own, too.
 
-    ``url``: ``ws://`` or ``wss://``. ``ssl_context``: for ``wss://``; default: the system's certificates. ``extra_headers``: (name, value) pairs of
-    bytes for the handshake. ``max_message_size``: in characters or bytes; a larger message closes the connection with 1009.
-    ``connect_timeout``, ``disconnect_timeout``: seconds. ``stream``: a stream that stands already and is used in place of a new TCP
-    connection (TLS is then its maker's business).
+    ``url``: ``ws://`` or ``wss://``. ``ssl_context``: for ``wss://``; default: the system's certificates.
+    ``extra_headers``: (name, value) pairs of bytes for the handshake. ``max_message_size``: in characters or bytes; a
+    larger message closes the connection with 1009.
+    ``connect_timeout``, ``disconnect_timeout``: seconds. ``stream``: a stream that stands already and is used in place
+    of a new TCP connection (TLS is then its maker's business).
     """
 
     def __init__(
@@ -184,7 +195,9 @@ class WebsocketTransport(Websocket):
                 self._wire = _Wire(self._stream or await self._open_stream(), self._expect_refusal)
                 await self._shake_hands(nursery, self._wire)
                 return
-            where = f"a connection to {self.host} port {self.port}" if self._wire is None else "an answer to the handshake"
+            where = (
+                f"a connection to {self.host} port {self.port}" if self._wire is None else "an answer to the handshake"
+            )
             raise ConnectionFailed(
                 f"no connection to {self.url}: no sign of {where} within {self.connect_timeout:g} s; "
                 "check the address and the network, or raise connect_timeout"
@@ -212,8 +225,8 @@ class WebsocketTransport(Websocket):
             cause = exc if isinstance(exc, ssl.SSLError) else exc.__cause__ or exc
             if isinstance(cause, ssl.SSLCertVerificationError):
                 why = (
-                    f"the server's certificate does not verify: {cause.verify_message or cause}; check the host name and the "
-                    "clock, or pass an ssl_context that trusts it"
+                    f"the server's certificate does not verify: {cause.verify_message or cause}; check the host name "
+                    "and the clock, or pass an ssl_context that trusts it"
                 )
             else:
                 why = f"the TLS handshake failed ({cause}); is it a TLS server? (ws:// is the scheme without TLS)"
@@ -221,7 +234,8 @@ class WebsocketTransport(Websocket):
         return tls
 
     async def _shake_hands(self, nursery: trio.Nursery, wire: _Wire) -> None:
-        # trio-websocket starts its reader in the nursery it is given, and that is all it wants of it: so we see how the reader ends.
+        # trio-websocket starts its reader in the nursery it is given, and that is all it wants of it: so we see how
+        # the reader ends.
         watched = SimpleNamespace(start_soon=lambda reader: nursery.start_soon(self._run_reader, reader))
         with self._ending_with_reader():
             self._connection = await trio_websocket.wrap_client_stream(
@@ -238,10 +252,17 @@ class WebsocketTransport(Websocket):
         if status is not None and status != 101:
             said = f": {wire.words}" if wire.words else ""
             raise ConnectionFailed(
-                f"{self.url} refused the connection with HTTP status {status}{said}{_ADVICE.get(status, '')}", status=status
+                f"{self.url} refused the connection with HTTP status {status}{said}{_ADVICE.get(status, '')}",
+                status=status,
             ) from self._reader_error
-        how = f"answered what is no websocket handshake ({self._reader_error})" if wire.head else "closed the connection during the handshake"
-        raise ConnectionFailed(f"no connection to {self.url}: the server {how}; is it a websocket server?") from self._reader_error
+        how = (
+            f"answered what is no websocket handshake ({self._reader_error})"
+            if wire.head
+            else "closed the connection during the handshake"
+        )
+        raise ConnectionFailed(
+            f"no connection to {self.url}: the server {how}; is it a websocket server?"
+        ) from self._reader_error
 
     async def _run_reader(self, reader: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -259,7 +280,9 @@ class WebsocketTransport(Websocket):
 
     @contextlib.contextmanager
     def _ending_with_reader(self) -> Iterator[None]:
-        """Leave the block when trio-websocket's reader has ended: it has handed over all it had, and whoever still waits would for ever."""
+        """Leave the block when trio-websocket's reader has ended: it has handed over all it had, and whoever still
+        waits would for ever.
+        """
         with trio.CancelScope() as scope:
             self._waits.add(scope)
             if self._reader_ended:
@@ -284,7 +307,12 @@ class WebsocketTransport(Websocket):
         """See `Transport.send`."""
         try:
             await self._connection.send_message(message)
-        except (trio_websocket.ConnectionClosed, LocalProtocolError, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+        except (
+            trio_websocket.ConnectionClosed,
+            LocalProtocolError,
+            trio.BrokenResourceError,
+            trio.ClosedResourceError,
+        ) as exc:
             raise self._closed() from exc
 
     async def ping(self, payload: bytes | None = None) -> None:
@@ -293,7 +321,12 @@ class WebsocketTransport(Websocket):
             with self._ending_with_reader():
                 await self._connection.ping(payload)
                 return
-        except (trio_websocket.ConnectionClosed, LocalProtocolError, trio.BrokenResourceError, trio.ClosedResourceError):
+        except (
+            trio_websocket.ConnectionClosed,
+            LocalProtocolError,
+            trio.BrokenResourceError,
+            trio.ClosedResourceError,
+        ):
             pass
         raise self._closed()
 
@@ -317,7 +350,10 @@ class WebsocketTransport(Websocket):
                     await trio.aclose_forcefully(self._wire)
 
     async def pump(self, input: AsyncIterable[Any] | None, output: Callable[[Any], Awaitable[None]]) -> None:
-        """Run as a section: received messages come out, items that come in are sent; JSON both ways with ``parse_json``."""
+        """Run as a section: received messages come out, items that come in are sent.
+
+        JSON both ways with ``parse_json``.
+        """
 
         async def send_all() -> None:
             assert input is not None

@@ -1,4 +1,6 @@
-"""Servers for the tests, on real loopback sockets: a scripted BitMEX, a look-alike of tardis-machine's ``ws-replay``, and raw TCP."""
+"""Servers for the tests, on real loopback sockets: a scripted BitMEX, a look-alike of tardis-machine's ``ws-replay``,
+and raw TCP.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +9,7 @@ import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -39,7 +42,9 @@ def partial_of(topic: str, rows: Iterable[dict[str, Any]] = ()) -> dict[str, Any
 
 
 @asynccontextmanager
-async def serve_tcp(handler: Callable[[trio.SocketStream], Awaitable[None]], host: str = "127.0.0.1") -> AsyncIterator[int]:
+async def serve_tcp(
+    handler: Callable[[trio.SocketStream], Awaitable[None]], host: str = "127.0.0.1"
+) -> AsyncIterator[int]:
     """Serve raw TCP connections; gives the port."""
 
     async def handle(stream: trio.SocketStream) -> None:
@@ -64,15 +69,28 @@ async def serve_websocket(
     name = f"[{host}]" if ":" in host else host
 
     async def handle(request: trio_websocket.WebSocketRequest) -> None:
-        with suppress(trio_websocket.ConnectionClosed, LocalProtocolError):  # the latter: 0.9.2, where the client has just closed
+        with suppress(
+            trio_websocket.ConnectionClosed, LocalProtocolError
+        ):  # the latter: 0.9.2, where the client has just closed
             await handler(request)
 
     async with trio.open_nursery() as nursery:
         server = await nursery.start(
-            partial(trio_websocket.serve_websocket, handle, host, 0, ssl_context, connect_timeout=1, disconnect_timeout=1)
+            partial(
+                trio_websocket.serve_websocket, handle, host, 0, ssl_context, connect_timeout=1, disconnect_timeout=1
+            )
         )
         yield f"{scheme}://{name}:{server.listeners[0].port}/realtime"
         nursery.cancel_scope.cancel()
+
+
+def open_sockets() -> int:
+    """How many sockets this process has open."""
+    found = 0
+    for file in Path("/proc/self/fd").iterdir():
+        with suppress(OSError):
+            found += str(file.readlink()).startswith("socket:")
+    return found
 
 
 async def receive_head(stream: trio.abc.Stream) -> bytes:
@@ -89,8 +107,8 @@ async def receive_head(stream: trio.abc.Stream) -> bytes:
 class ScriptedExchange:
     """Speaks the protocol as BitMEX does: welcome, acknowledgements, refusals, a partial for each subscription.
 
-    ``clients``: the websockets that are open; ``commands``: (op, args) of all that was received, in order; ``refuse``: the answers to
-    topics that are refused, as (status, text).
+    ``clients``: the websockets that are open; ``commands``: (op, args) of all that was received, in order; ``refuse``:
+    the answers to topics that are refused, as (status, text).
     """
 
     def __init__(self) -> None:
@@ -149,9 +167,13 @@ class ScriptedExchange:
             yield url
 
 
-async def tardis_replay(messages: Iterable[str], request: trio_websocket.WebSocketRequest, *, window: float = 0.2) -> None:
-    """What tardis-machine's ``ws-replay`` does with a client, as observed: no welcome, no acknowledgements; subscriptions that come soon
-    (there: 2 s) after the connection are taken, then all their messages as fast as they go, then close 1000."""
+async def tardis_replay(
+    messages: Iterable[str], request: trio_websocket.WebSocketRequest, *, window: float = 0.2
+) -> None:
+    """What tardis-machine's ``ws-replay`` does with a client, as observed: no welcome, no acknowledgements;
+    subscriptions that come soon (there: 2 s) after the connection are taken, then all their messages as fast as they
+    go, then close 1000.
+    """
     ws = await request.accept()
     topics: set[str] = set()
     with trio.move_on_after(window):

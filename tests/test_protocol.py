@@ -46,12 +46,16 @@ def protocol():
 # --- topics ---
 
 
-@pytest.mark.parametrize("topic", ["trade", "orderBookL2_25:XBTUSD", "instrument:.BXBT", "quote:XBT_USDT", "tradeBin1m:XBTZ26"])
+@pytest.mark.parametrize(
+    "topic", ["trade", "orderBookL2_25:XBTUSD", "instrument:.BXBT", "quote:XBT_USDT", "tradeBin1m:XBTZ26"]
+)
 def test_a_table_or_a_table_and_a_symbol_is_a_topic(topic):
     assert check_topic(topic) == topic
 
 
-@pytest.mark.parametrize("topic", ["", "trade:", ":XBTUSD", "trade:A:B", "trade XBTUSD", "trade,quote", "2trade", None, 3, "trade\n"])
+@pytest.mark.parametrize(
+    "topic", ["", "trade:", ":XBTUSD", "trade:A:B", "trade XBTUSD", "trade,quote", "2trade", None, 3, "trade\n"]
+)
 def test_anything_else_is_a_value_error_that_shows_how_topics_look(topic):
     with pytest.raises(ValueError, match="orderBookL2:XBTUSD"):
         check_topic(topic)
@@ -210,7 +214,9 @@ def test_a_refusal_concerns_the_topics_that_it_names_or_else_all_that_are_unansw
 def test_that_it_is_already_subscribed_is_no_refusal(protocol):
     protocol.subscribe(["trade"])
     commands(protocol)
-    assert refuse(protocol, "You are already subscribed to this topic: trade", "trade") == (Acknowledged("subscribe", "trade"),)
+    assert refuse(protocol, "You are already subscribed to this topic: trade", "trade") == (
+        Acknowledged("subscribe", "trade"),
+    )
     protocol.unsubscribe(["trade"])
     commands(protocol)
     refuse(protocol, "You are not subscribed to this topic: trade", "trade", op="unsubscribe")
@@ -246,7 +252,8 @@ def test_a_resync_unsubscribes_and_subscribes_once_while_it_is_under_way():
 
 
 @pytest.mark.parametrize(
-    "topic, sent", [("orderBookL2:XBTUSD", ["orderBookL2"]), ("trade", ["trade:A", "trade:B"]), ("quote", []), ("orderBookL2_25", [])]
+    "topic, sent",
+    [("orderBookL2:XBTUSD", ["orderBookL2"]), ("trade", ["trade:A", "trade:B"]), ("quote", []), ("orderBookL2_25", [])],
 )
 def test_a_resync_takes_the_topics_that_cover_or_are_covered(topic, sent):
     protocol = subscribed("orderBookL2", "trade:A", "trade:B")
@@ -271,7 +278,13 @@ def test_where_commands_are_acknowledged_data_is_no_answer():
 # --- whatever arrives ---
 
 
-@given(st.one_of(st.text(), st.binary(), st.sampled_from(['{"table"', '{"table":', b'{"table":"trade', '{"table":"trade","data":3}', "["])))
+@given(
+    st.one_of(
+        st.text(),
+        st.binary(),
+        st.sampled_from(['{"table"', '{"table":', b'{"table":"trade', '{"table":"trade","data":3}', "["]),
+    )
+)
 def test_what_cannot_be_understood_is_left_to_others(data):
     protocol = ClientProtocol()
     protocol.subscribe(["trade"])
@@ -285,7 +298,9 @@ def test_answers_can_be_pickled():
 
 
 TOPICS = ["trade", "trade:A", "trade:B", "quote:A", "order"]
-STEPS = st.lists(st.tuples(st.sampled_from(["subscribe", "unsubscribe", "resync", "write", "answer"]), st.sampled_from(TOPICS)))
+STEPS = st.lists(
+    st.tuples(st.sampled_from(["subscribe", "unsubscribe", "resync", "write", "answer"]), st.sampled_from(TOPICS))
+)
 
 
 @settings(max_examples=300, deadline=None)
@@ -298,7 +313,9 @@ def test_whatever_the_order_of_wishes_and_answers_the_server_ends_up_holding_wha
         if topic == "order" and refuses_order and op == "subscribe":
             refuse(protocol, "order is refused", topic)
             return
-        assert (topic in held) == (op == "unsubscribe"), "the server is never asked for what it holds, or to drop what it does not"
+        assert (topic in held) == (op == "unsubscribe"), (
+            "the server is never asked for what it holds, or to drop what it does not"
+        )
         (held.add if op == "subscribe" else held.discard)(topic)
         assert not any(one != other and covers(one, other) for one in held for other in held)
         acknowledge(protocol, op, topic)

@@ -1,8 +1,10 @@
-"""The websocket under a connection: how it is opened, how it ends, and what each failure says. Real sockets on loopback."""
+"""The websocket under a connection: how it is opened, how it ends, and what each failure says.
+
+Real sockets on loopback.
+"""
 
 import base64
 import hashlib
-import os
 import ssl
 import time
 from contextlib import asynccontextmanager
@@ -15,7 +17,7 @@ import trio_websocket
 
 from bitmex_streams.errors import ConnectionFailed
 from bitmex_streams.transport import TransportClosed, WebsocketTransport, check_url
-from tests.servers import ScriptedExchange, receive_head, serve_tcp, serve_websocket
+from tests.servers import ScriptedExchange, open_sockets, receive_head, serve_tcp, serve_websocket
 
 SWITCH = b"HTTP/1.1 101 Switching Protocols\r\n"
 
@@ -37,7 +39,7 @@ async def failure(url, **options):
     """The ConnectionFailed of connecting; nothing may be left of it."""
     transport = WebsocketTransport(url, **options)
     failed = None
-    before = open_files()
+    before = open_sockets()
     async with trio.open_nursery() as nursery:
         try:
             await transport.connect(nursery)
@@ -46,22 +48,8 @@ async def failure(url, **options):
         await trio.testing.wait_all_tasks_blocked()
         nursery.cancel_scope.cancel()
     assert failed is not None, "it connected"
-    assert sockets(open_files()) <= sockets(before) + 1  # the server's end may still be closing
+    assert open_sockets() <= before + 1  # the server's end may still be closing
     return failed
-
-
-def open_files():
-    found = []
-    for number in os.listdir("/proc/self/fd"):
-        try:
-            found.append(os.readlink(f"/proc/self/fd/{number}"))
-        except OSError:
-            pass
-    return found
-
-
-def sockets(files):
-    return sum(name.startswith("socket:") for name in files)
 
 
 @asynccontextmanager
@@ -78,7 +66,8 @@ async def answering(answer, *, then_hang=False):
         yield f"ws://127.0.0.1:{port}/realtime"
 
 
-# --- URLs -----------------------------------------------------------------------------------------------------------------
+# --- URLs
+# -----------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("url", ["ws://h/realtime", "wss://h:444/realtime?subscribe=trade", "ws://[::1]:80/"])
@@ -86,7 +75,9 @@ def test_a_websocket_url_is_taken(url):
     assert check_url(url) == url
 
 
-@pytest.mark.parametrize("url", ["http://h/", "ws://", "ws://h:99999/", "ws://h:0/", "ws://[::1/", "h:80", "ws://h:port/"])
+@pytest.mark.parametrize(
+    "url", ["http://h/", "ws://", "ws://h:99999/", "ws://h:0/", "ws://[::1/", "h:80", "ws://h:port/"]
+)
 def test_anything_else_is_a_value_error(url):
     with pytest.raises(ValueError, match="is not a websocket URL"):
         check_url(url)
@@ -115,7 +106,8 @@ def test_the_host_header_names_the_port_unless_it_is_the_schemes_own(url, host):
     assert WebsocketTransport(url).host_header == host
 
 
-# --- the good case ------------------------------------------------------------------------------------------------------------
+# --- the good case
+# ------------------------------------------------------------------------------------------------------------
 
 
 async def echo(request):
@@ -188,7 +180,8 @@ async def test_it_is_still_a_section_of_slurry():
             assert await tap.receive() == {"op": "help"}
 
 
-# --- closes ---------------------------------------------------------------------------------------------------------------------
+# --- closes
+# ---------------------------------------------------------------------------------------------------------------------
 
 
 async def closed_after(transport, *messages):
@@ -241,7 +234,8 @@ async def speaking(*data):
 
 
 @pytest.mark.parametrize(
-    "cut", [b"", frame(b"half a message", length=100), b"\x81", frame(b"first of several", opcode=0x01)],
+    "cut",
+    [b"", frame(b"half a message", length=100), b"\x81", frame(b"first of several", opcode=0x01)],
     ids=["between frames", "in a frame", "in a frame's head", "between the frames of a message"],
 )
 async def test_a_connection_cut_anywhere_is_an_abnormal_close_after_what_was_whole(cut):
@@ -298,7 +292,8 @@ async def test_closing_towards_a_server_that_never_answers_takes_no_longer_than_
             nursery.cancel_scope.cancel()
 
 
-# --- refusals ------------------------------------------------------------------------------------------------------------------
+# --- refusals
+# ------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("status", [401, 503])
@@ -330,7 +325,9 @@ async def test_trio_websockets_own_refusals_are_understood():
     assert failed.status == 401 and "Invalid API Key." in str(failed)
 
 
-@pytest.mark.parametrize("answer", [b"", b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 101 Switching", SWITCH + b"\r\n", b"\x00" * 100])
+@pytest.mark.parametrize(
+    "answer", [b"", b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 101 Switching", SWITCH + b"\r\n", b"\x00" * 100]
+)
 async def test_a_server_that_hangs_up_or_speaks_something_else_is_a_failure_that_says_so(answer):
     async with answering(answer) as url:
         with trio.fail_after(3):
@@ -359,15 +356,16 @@ async def test_a_name_that_does_not_resolve_is_named():
 @pytest.mark.parametrize("at", [0.0, 0.001, 0.05])
 async def test_cancelled_while_connecting_it_leaves_nothing(at):
     async with answering(b"", then_hang=True) as url:
-        before = sockets(open_files())
+        before = open_sockets()
         with trio.move_on_after(at):
             async with connected(url):
                 raise AssertionError("it connected")
         await trio.testing.wait_all_tasks_blocked()
-        assert sockets(open_files()) <= before + 1
+        assert open_sockets() <= before + 1
 
 
-# --- TLS -------------------------------------------------------------------------------------------------------------------------
+# --- TLS -------------------------------------------------------------------------------------------------------------
+# ------------
 
 
 @pytest.fixture(scope="module")
@@ -409,12 +407,10 @@ async def test_a_server_without_tls_under_a_wss_url_is_a_failure_that_names_the_
 async def test_many_connections_one_after_the_other_leave_no_socket():
     exchange = ScriptedExchange()
     async with exchange.open() as url:
-        before = sockets(open_files())
+        before = open_sockets()
         for _ in range(30):
             async with connected(url) as transport:
                 await transport.receive()
         await trio.sleep(0.05)
-        assert sockets(open_files()) <= before
+        assert open_sockets() <= before
         assert exchange.clients == []
-
-

@@ -1,9 +1,10 @@
 """`Connection`: the live source, over a websocket.
 
-Three tasks. The *reader* reads ahead into a bounded inbox, stamps what arrives, and shows it to the sans-IO protocol, so that answers are
-seen while the consumer is busy. The *writer* alone writes, for a send that is cancelled half-way corrupts a websocket; everybody
-else queues. The *feeder*, in the middle of a pipeline, queues what comes in. They run shielded from the consumer's cancellation and end
-when the consumer leaves, so that there is always a close handshake, and never a long one.
+Three tasks. The *reader* reads ahead into a bounded inbox, stamps what arrives, and shows it to the sans-IO protocol,
+so that answers are seen while the consumer is busy. The *writer* alone writes, for a send that is cancelled half-way
+corrupts a websocket; everybody else queues. The *feeder*, in the middle of a pipeline, queues what comes in. They run
+shielded from the consumer's cancellation and end when the consumer leaves, so that there is always a close handshake,
+and never a long one.
 """
 
 from __future__ import annotations
@@ -44,24 +45,29 @@ _COMMANDS = None  # in the outbox: what the protocol has to say, as it is when i
 class Connection(Source):
     """The realtime feed of a server that speaks BitMEX's protocol.
 
-    Gives `Connected`, then a `RawMessage` for every message, in order, and at the end `Disconnected`; `StateLost` (topic None) where
-    messages became too old to be trusted. ``received`` is the arrival at this program (ns UTC), whenever it is consumed. In the middle of a
-    pipeline, the items that come in are sent: str as it is, anything else as JSON. One Connection can be open once at a time.
+    Gives `Connected`, then a `RawMessage` for every message, in order, and at the end `Disconnected`; `StateLost`
+    (topic None) where messages became too old to be trusted. ``received`` is the arrival at this program (ns UTC),
+    whenever it is consumed. In the middle of a pipeline, the items that come in are sent: str as it is, anything else
+    as JSON. One Connection can be open once at a time.
 
     ``network``: ``"mainnet"``, ``"testnet"``, or a ``ws://`` or ``wss://`` URL.
-    ``subscribe``: topics (``table`` or ``table:symbol``) to subscribe to right after the handshake. One that is refused ends the stream.
+    ``subscribe``: topics (``table`` or ``table:symbol``) to subscribe to right after the handshake. One that is
+    refused ends the stream.
     ``connect_timeout``: seconds for TCP, TLS and the handshake together.
     ``subscribe_timeout``: seconds that `subscribe` and `unsubscribe` wait for the server's answer.
-    ``max_lag``: seconds that a full buffer may stop the reading before what waits in the socket counts as too old: then all state is lost
-    (a `StateLost` mark, and the callbacks of `watch`), and when reading goes on, all topics are asked for anew.
+    ``max_lag``: seconds that a full buffer may stop the reading before what waits in the socket counts as too old:
+    then all state is lost (a `StateLost` mark, and the callbacks of `watch`), and when reading goes on, all topics are
+    asked for anew.
     ``buffer_size``, ``buffer_bytes``: how many messages, and how many bytes of them, are read ahead of the consumer.
-    ``max_message_size``: bytes; the connection is closed (1009) by a larger message. Partials of all symbols have some 5 MB.
+    ``max_message_size``: bytes; the connection is closed (1009) by a larger message. Partials of all symbols have some
+    5 MB.
     ``ssl_context``: for ``wss://`` URLs; default: the system's certificates.
     ``transport``: a name in `bitmex_streams.transport.TRANSPORTS`, or a factory like those.
 
-    How the stream ends: after a normal close by the server (1000) it just does; after any other with `ConnectionClosed`; with
-    `ConnectionFailed` when no connection could be made; with `SubscriptionError` when a topic of ``subscribe`` was refused; in each case after
-    everything that arrived before. Leaving it (also by cancellation) closes the websocket, which takes at most 2 seconds.
+    How the stream ends: after a normal close by the server (1000) it just does; after any other with
+    `ConnectionClosed`; with `ConnectionFailed` when no connection could be made; with `SubscriptionError` when a topic
+    of ``subscribe`` was refused; in each case after everything that arrived before. Leaving it (also by cancellation)
+    closes the websocket, which takes at most 2 seconds.
 
     Raises ValueError for a bad URL, network or topic.
     """
@@ -128,42 +134,48 @@ class Connection(Source):
     @property
     def subscriptions(self) -> frozenset[str]:
         """The topics in force: acknowledged by the server, or sent by one that does not acknowledge."""
-        return self._protocol.subscriptions
+        return self._protocol.subscriptions if self.connected else frozenset()
 
     async def subscribe(self, *topics: str) -> None:
         """Subscribe to topics (``table`` or ``table:symbol``) and wait until the server has answered for each.
 
-        The answer is its acknowledgement or, from servers that send none, the first message of the topic. Before the connection stands
-        the topics are remembered, and sent then. Subscribing again is no error. A topic that a subscribed one covers (``trade:XBTUSD`` by
-        ``trade``) is satisfied by that one, and not remembered beside it; subscribing to ``trade`` first gives up ``trade:XBTUSD``.
+        The answer is its acknowledgement or, from servers that send none, the first message of the topic. Before the
+        connection stands the topics are remembered, and sent then. Subscribing again is no error. A topic that a
+        subscribed one covers (``trade:XBTUSD`` by
+        ``trade``) is satisfied by that one, and not remembered beside it; subscribing to ``trade`` first gives up
+        ``trade:XBTUSD``.
 
-        Cancelling the wait leaves the command in force, and so does a timeout. Raises `SubscriptionError` when the server refuses
-        or does not answer within ``subscribe_timeout``, `ConnectionClosed` when the connection has ended, ValueError for what is no topic.
+        Cancelling the wait leaves the command in force, and so does a timeout. Raises `SubscriptionError` when the
+        server refuses or does not answer within ``subscribe_timeout``, `ConnectionClosed` when the connection has
+        ended, ValueError for what is no topic.
         """
         await self._settle(self._protocol.subscribe, topics)
 
     async def unsubscribe(self, *topics: str) -> None:
         """Give topics up, and wait until the server has answered. For topics that are not subscribed, nothing happens.
 
-        The topics have to be named as they were subscribed: giving up ``trade:XBTUSD`` while ``trade`` is subscribed does nothing.
-        Cancellation and errors: as for `subscribe`.
+        The topics have to be named as they were subscribed: giving up ``trade:XBTUSD`` while ``trade`` is subscribed
+        does nothing. Cancellation and errors: as for `subscribe`.
         """
         self._required.difference_update(topics)
         await self._settle(self._protocol.unsubscribe, topics)
 
     def resync(self, topic: str) -> None:
-        """Ask for ``topic`` anew (unsubscribe, then subscribe), so that a new partial comes; synchronous: it is queued.
+        """Ask for ``topic`` anew (unsubscribe, then subscribe), so that a new partial comes; synchronous: it is
+        queued.
 
-        A topic that a subscribed one covers, or that covers subscribed ones, stands for those. Nothing happens for what is not
-        subscribed, or while such a request is under way.
+        A topic that a subscribed one covers, or that covers subscribed ones, stands for those. Nothing happens for
+        what is not subscribed, or while such a request is under way.
         """
         if self._protocol.resync(topic):
             self._wake_writer()
 
     def watch(self, callback: LostCallback) -> Callable[[], None]:
-        """Have ``callback(source, reason)`` called, at once and ahead of the stream, when all state of this connection is lost.
+        """Have ``callback(source, reason)`` called, at once and ahead of the stream, when all state of this connection
+        is lost.
 
-        It is called synchronously, from the reader, and must not raise. Returns a function that ends this; calling it again does nothing.
+        It is called synchronously, from the reader, and must not raise. Returns a function that ends this; calling it
+        again does nothing.
         """
         self._watchers.append(callback)
 
@@ -241,15 +253,16 @@ class Connection(Source):
             why = "the connection is not open: a pipeline starts with its first tap, or with start()"
         elif session.inbox.full:
             why = (
-                "the buffer of the connection is full, so its answer cannot be read: a section is stuck, or a `block` tap is open "
-                "that nobody reads (close it, read it, or open it with another overflow policy)"
+                "the buffer of the connection is full, so its answer cannot be read: a section is stuck, or a `block` "
+                "tap is open that nobody reads (close it, read it, or open it with another overflow policy)"
             )
         elif unknown := [topic for topic in topics if topic.partition(":")[0] not in PUBLIC_TABLES | PRIVATE_TABLES]:
             why = f"the server may have no such table as {unknown[0].partition(':')[0]!r}"
         else:
             why = "the server may not acknowledge commands, and have no data of it; the command stays in force"
         return SubscriptionError(
-            f"no answer about {', '.join(topics)} from {self.url} within {self.subscribe_timeout:g} s: {why}", topic=topics[0]
+            f"no answer about {', '.join(topics)} from {self.url} within {self.subscribe_timeout:g} s: {why}",
+            topic=topics[0],
         )
 
 
@@ -323,18 +336,21 @@ class _Session:
                 await self._written.wait()  # a send that is cancelled half-way corrupts a websocket
             finally:
                 await self._transport.aclose()
+        self.protocol.disconnected()  # not before: the writer has just sent the last of what was queued
 
     def _connect(self, nursery: trio.Nursery, input: AsyncIterable[Any] | None) -> None:
         self.connected = True
         self.connected_at = trio.current_time()
         # The wall clock once, trio's from there on: a step of the wall clock is no step of `received`.
         self._epoch = time.time_ns() - int(self.connected_at * 1e9)
-        self.inbox.put_nowait(Connected(self._now(), self.connection.url))
-        nursery.start_soon(self._guarded, self._write)
+        nursery.start_soon(
+            self._guarded, self._write
+        )  # before anything that fails when the consumer has just left: it is waited for
         if input is not None:
             nursery.start_soon(self._guarded, self._feed, input)
         self.wake_writer()
         self.connection._news.unpark_all()
+        self.inbox.put_nowait(Connected(self._now(), self.connection.url))
 
     def _end(self, closed: TransportClosed) -> None:
         """Nothing will be read any more: tell everybody."""
@@ -349,7 +365,6 @@ class _Session:
             self._written.set()
         self._outbox.close()
         self.inbox.close(self._error)
-        self.protocol.disconnected()
         connection._news.unpark_all()
 
     # --- the tasks ---
@@ -367,7 +382,11 @@ class _Session:
                     await self._wait_for_room()
                 inbox.put_nowait(RawMessage(received, data, url), len(data))
                 for answer in answers:
-                    if isinstance(answer, Refused) and answer.op == "subscribe" and answer.topic in self.connection._required:
+                    if (
+                        isinstance(answer, Refused)
+                        and answer.op == "subscribe"
+                        and answer.topic in self.connection._required
+                    ):
                         raise _subscription_error(answer)
 
     async def _wait_for_room(self) -> None:
@@ -375,7 +394,9 @@ class _Session:
         with trio.move_on_after(connection.max_lag):
             await self.inbox.wait_for_room()
             return
-        reason = f"the consumer held up reading for more than {connection.max_lag:g} s: what waits in the socket is too old"
+        reason = (
+            f"the consumer held up reading for more than {connection.max_lag:g} s: what waits in the socket is too old"
+        )
         connection._lose_state(reason)
         self.inbox.put_nowait(StateLost(self._now(), connection.url, reason))
         await self.inbox.wait_for_room()
@@ -405,7 +426,9 @@ class _Session:
             try:
                 text = item if isinstance(item, str) else msgspec.json.encode(item).decode()
             except (TypeError, ValueError) as exc:
-                raise TypeError(f"cannot send {item!r} to {self.connection.url}: send str, or what JSON can hold") from exc
+                raise TypeError(
+                    f"cannot send {item!r} to {self.connection.url}: send str, or what JSON can hold"
+                ) from exc
             try:
                 await self._outbox.put(text)
             except OutputClosed:
@@ -440,7 +463,9 @@ def _url_of(network: str) -> str:
     if network in NETWORKS:
         return NETWORKS[network]
     if "://" not in network:
-        raise ValueError(f"{network!r} is no network: say {' or '.join(map(repr, NETWORKS))}, or give a ws:// or wss:// URL")
+        raise ValueError(
+            f"{network!r} is no network: say {' or '.join(map(repr, NETWORKS))}, or give a ws:// or wss:// URL"
+        )
     return check_url(network)
 
 

@@ -1,11 +1,14 @@
-"""Connection: the live source. Against real servers on loopback; where time matters, over in-memory streams on a test clock."""
+"""Connection: the live source.
+
+Against real servers on loopback; where time matters, over in-memory streams on a test clock.
+"""
 
 import gzip
 import json
 import os
 import ssl
 import time
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
 
@@ -21,7 +24,15 @@ from bitmex_streams.messages import Connected, Disconnected, RawMessage, StateLo
 from bitmex_streams.pipeline import Pipeline
 from bitmex_streams.sections.connection import NETWORKS, Connection
 from bitmex_streams.transport import WebsocketTransport
-from tests.servers import ScriptedExchange, partial_of, receive_head, serve_tcp, serve_websocket, tardis_replay
+from tests.servers import (
+    ScriptedExchange,
+    open_sockets,
+    partial_of,
+    receive_head,
+    serve_tcp,
+    serve_websocket,
+    tardis_replay,
+)
 
 DATA = Path(os.environ.get("BITMEX_STREAMS_DATA") or Path(__file__).parents[3] / "shared" / "data")
 
@@ -64,7 +75,7 @@ def read_in_background(nursery, batches):
 
 async def eventually(condition):
     with trio.fail_after(5):
-        while not condition():
+        while not condition():  # noqa: ASYNC110 - what happens at the server's end has no event here
             await trio.sleep(0.005)
 
 
@@ -96,17 +107,8 @@ async def sending(*messages, code=1000, reason="done"):
         yield url
 
 
-def sockets():
-    found = 0
-    for number in os.listdir("/proc/self/fd"):
-        try:
-            found += os.readlink(f"/proc/self/fd/{number}").startswith("socket:")
-        except OSError:
-            pass
-    return found
-
-
-# --- construction ---------------------------------------------------------------------------------------------------------
+# --- construction
+# ---------------------------------------------------------------------------------------------------------
 
 
 def test_the_networks_have_names_and_any_websocket_url_is_one():
@@ -136,7 +138,8 @@ def test_an_ssl_context_for_a_url_without_tls_is_a_value_error():
         Connection("ws://h/", ssl_context=ssl.create_default_context())
 
 
-# --- the stream -------------------------------------------------------------------------------------------------------------
+# --- the stream
+# -------------------------------------------------------------------------------------------------------------
 
 
 async def test_it_gives_connected_the_messages_in_order_and_disconnected():
@@ -180,7 +183,9 @@ async def test_any_close_but_a_normal_one_is_raised_after_everything_before(code
     async with sending("one", "two", code=code, reason="because") as url:
         items, error = await run(Connection(url))
     assert texts(items) == ["one", "two"] and items[-1] == Disconnected(items[-1].received, url, code, "because")
-    assert type(error) is ConnectionClosed and (error.code, error.reason) == (code, "because") and "because" in str(error)
+    assert (
+        type(error) is ConnectionClosed and (error.code, error.reason) == (code, "because") and "because" in str(error)
+    )
 
 
 async def test_a_connection_that_breaks_is_raised_after_everything_before():
@@ -260,7 +265,8 @@ async def test_errors_of_the_body_come_out_as_themselves():
                 raise OwnError
 
 
-# --- subscriptions ------------------------------------------------------------------------------------------------------------
+# --- subscriptions
+# ------------------------------------------------------------------------------------------------------------
 
 
 async def test_subscriptions_at_the_start_are_sent_before_any_welcome():
@@ -411,7 +417,8 @@ async def test_who_waits_for_an_answer_is_told_that_the_connection_ended():
                 await connection.subscribe("trade")
 
 
-# --- subscribing from within the stream -----------------------------------------------------------------------------------------
+# --- subscribing from within the stream
+# -----------------------------------------------------------------------------------------
 
 
 async def test_subscribing_in_the_loop_of_a_tap_without_buffer_works():
@@ -483,7 +490,8 @@ async def test_what_cannot_be_sent_ends_the_stream_with_an_error_that_names_it()
     assert type(error) is TypeError and "cannot send <object object" in str(error)
 
 
-# --- resync and the loss of state -----------------------------------------------------------------------------------------------
+# --- resync and the loss of state
+# -----------------------------------------------------------------------------------------------
 
 
 async def test_a_resync_brings_one_new_partial_however_often_it_is_asked_for():
@@ -514,7 +522,8 @@ async def test_watchers_are_told_of_a_disconnect_ahead_of_the_stream_until_they_
     assert texts(items) == ["one"]
 
 
-# --- consumers that do not keep up ----------------------------------------------------------------------------------------------
+# --- consumers that do not keep up
+# ----------------------------------------------------------------------------------------------
 
 
 async def test_a_slow_consumer_with_a_full_buffer_gets_everything_in_the_end():
@@ -566,10 +575,8 @@ async def in_memory(exchange, **options):
 
     async def serve():
         async with trio.open_nursery() as inner:
-            try:
+            with suppress(trio_websocket.ConnectionClosed):
                 await exchange(await trio_websocket.wrap_server_stream(inner, theirs))
-            except trio_websocket.ConnectionClosed:
-                pass
             inner.cancel_scope.cancel()
 
     async with trio.open_nursery() as nursery:
@@ -630,7 +637,8 @@ async def test_received_follows_the_clock_of_trio(autojump_clock):
     assert items[-1].received - items[0].received == pytest.approx(3600e9, rel=1e-3)
 
 
-# --- leaving --------------------------------------------------------------------------------------------------------------------
+# --- leaving
+# --------------------------------------------------------------------------------------------------------------------
 
 
 async def test_leaving_closes_the_websocket_properly():
@@ -659,6 +667,20 @@ async def test_what_was_queued_is_still_sent_when_leaving():
             with trio.move_on_after(0):
                 await connection.subscribe("trade")
         await eventually(lambda: exchange.commands)
+        async with reading(connection):
+            await eventually(lambda: connection.subscriptions == {"trade"})
+    assert exchange.commands == [("subscribe", ["trade"])] * 2, "once for each connection"
+
+
+async def test_who_leaves_in_the_moment_of_connecting_does_not_wait():
+    exchange = ScriptedExchange()
+    async with exchange.open() as url:
+        for delay in range(40):
+            began = time.monotonic()
+            with trio.move_on_after(0.0005 + delay * 0.0001):
+                async with Connection(url, subscribe=["trade"]).batches(None):
+                    await trio.sleep_forever()
+            assert time.monotonic() - began < 1
 
 
 async def test_a_server_that_neither_reads_nor_answers_delays_leaving_by_two_seconds_at_most():
@@ -682,7 +704,7 @@ async def test_a_server_that_neither_reads_nor_answers_delays_leaving_by_two_sec
 async def test_cancelling_at_any_moment_leaves_nothing_behind():
     exchange = ScriptedExchange()
     async with exchange.open() as url:
-        before = sockets()
+        before = open_sockets()
         tasks = trio.lowlevel.current_statistics().tasks_living
         for delay in range(40):
             connection = Connection(url, subscribe=["trade", "quote"])
@@ -691,11 +713,12 @@ async def test_cancelling_at_any_moment_leaves_nothing_behind():
                     async for _ in tap:
                         await connection.subscribe("orderBookL2:XBTUSD")
             assert not connection.connected
-        await eventually(lambda: not exchange.clients and sockets() <= before)
+        await eventually(lambda: not exchange.clients and open_sockets() <= before)
         await eventually(lambda: trio.lowlevel.current_statistics().tasks_living <= tasks)
 
 
-# --- a server like tardis-machine's ws-replay -------------------------------------------------------------------------------------
+# --- a server like tardis-machine's ws-replay
+# -------------------------------------------------------------------------------------
 
 
 async def test_a_replay_server_without_acknowledgements_gives_the_recording_and_ends():

@@ -230,7 +230,8 @@ class Exchange(Simulation):
                 while not self.advance_to(self._live_time(), EVENTS_AT_ONCE):
                     await trio.lowlevel.checkpoint()
             began, at = self._began
-            deadline = began + (self.next_time - at) / SECOND / self._speed if self._speed else float("inf")
+            # A microsecond late: never, for a rounding, before it is due.
+            deadline = began + (self.next_time - at) / SECOND / self._speed + 1e-6 if self._speed else float("inf")
             changed = self._speed_changed
             with trio.move_on_at(deadline):
                 await changed.wait()

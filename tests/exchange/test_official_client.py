@@ -1,0 +1,91 @@
+"""The official Python client (bitmex-ws 1.5.0, from PyPI) cannot tell the embedded exchange from the real one.
+
+It runs in an environment of its own: the interpreter named by BITMEX_STREAMS_OFFICIAL_CLIENT_PYTHON, else a virtual
+environment that is made here, if pip can get the client.
+"""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import trio
+
+from bitmex_streams.exchange import open_exchange
+
+SCRIPT = Path(__file__).with_name("official_client.py")
+
+
+@pytest.fixture(scope="session")
+def official_python(tmp_path_factory):
+    python = os.environ.get("BITMEX_STREAMS_OFFICIAL_CLIENT_PYTHON")
+    if python:
+        return python
+    environment = tmp_path_factory.mktemp("official")
+    python = environment / ("Scripts" if os.name == "nt" else "bin") / "python"
+    install = [python, "-m", "pip", "install", "--quiet", "--retries", "1", "--timeout", "10", "bitmex-ws==1.5.0"]
+    for command in ([sys.executable, "-m", "venv", environment], install):
+        made = subprocess.run(command, capture_output=True, text=True, timeout=180, check=False)
+        if made.returncode:
+            reason = (made.stderr.strip() or made.stdout.strip() or "no reason given").splitlines()[-1]
+            pytest.skip(f"no environment for the official client (BITMEX_STREAMS_OFFICIAL_CLIENT_PYTHON): {reason}")
+    return python
+
+
+class OfficialClient:
+    """The client's process; `state` asks it what it holds."""
+
+    def __init__(self, process):
+        self.process = process
+
+    async def state(self):
+        await trio.to_thread.run_sync(self._ask)
+        line = await trio.to_thread.run_sync(self.process.stdout.readline)
+        assert line, "the client ended"
+        return json.loads(line)
+
+    def _ask(self):
+        self.process.stdin.write("\n")
+        self.process.stdin.flush()
+
+    async def state_with(self, book):
+        """What it holds once it has read on to a book; it is given time, since it searches its rows one by one."""
+        with trio.fail_after(20):
+            while (state := await self.state())["books"]["orderBookL2"] != book:
+                await trio.sleep(0.05)
+        return state
+
+
+async def test_the_official_client_gets_its_partials_and_keeps_the_exchanges_book(official_python):
+    async with open_exchange(symbols=("XBTUSD", "ETHUSD"), rate=100, levels=60) as exchange:
+        market = exchange.markets["XBTUSD"]
+        command = [str(official_python), str(SCRIPT), exchange.url, "XBTUSD"]
+        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+            try:
+                client = OfficialClient(process)
+                state = await client.state()
+                assert all(state["books"]["orderBookL2"]) and all(state["books"]["orderBookL2_25"])
+                assert (state["instrument"]["symbol"], state["instrument"]["lotSize"]) == ("XBTUSD", 100)
+                for _ in range(3):
+                    begun = market.book
+                    await trio.sleep(1)
+                    exchange.speed = 0
+                    assert market.book != begun
+                    book = [[list(level) for level in side] for side in market.book]
+                    state = await client.state_with(book)
+                    assert state["books"]["orderBookL2_25"] == [side[:25] for side in book]
+                    exchange.speed = 1
+                exchange.speed = 0
+                market.submit("Buy", 100)
+                market.submit("Sell", 700)
+                state = await client.state_with([[list(level) for level in side] for side in market.book])
+                trade, row = exchange.tables.rows("trade", "XBTUSD")[0], exchange.tables.rows("instrument", "XBTUSD")[0]
+                while state["instrument"]["timestamp"] != row["timestamp"] or state["trades"][-1] != trade:
+                    state = await client.state()
+                assert {name: state["instrument"].get(name) for name in row} == row
+                assert state["ticker"]["last"] == round(float(trade["price"]), 0)
+            finally:
+                process.kill()
+            assert "Traceback" not in process.stderr.read()

@@ -18,7 +18,7 @@ import re
 import zlib
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
-from contextlib import asynccontextmanager, closing, nullcontext
+from contextlib import asynccontextmanager, closing, nullcontext, suppress
 from datetime import datetime
 from importlib import import_module
 from pathlib import Path
@@ -377,10 +377,8 @@ def _gzip() -> Any:
 
 
 def _zstd(name: str) -> Callable[[], Any]:
-    try:
+    with suppress(ImportError):
         return import_module("compression.zstd").ZstdDecompressor  # Python 3.14
-    except ImportError:
-        pass
     try:
         zstandard = import_module("zstandard")
     except ImportError:
@@ -394,10 +392,8 @@ def _zstd(name: str) -> Callable[[], Any]:
 def _reading_errors() -> tuple[type[Exception], ...]:
     errors: list[type[Exception]] = [OSError, EOFError, zlib.error]
     for module in ("compression.zstd", "zstandard"):
-        try:
+        with suppress(ImportError):
             errors.append(import_module(module).ZstdError)
-        except ImportError:
-            pass
     return tuple(errors)
 
 

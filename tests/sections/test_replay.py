@@ -4,6 +4,7 @@ import gzip
 import io
 import json
 import os
+import sys
 import zlib
 from datetime import UTC, datetime
 from pathlib import Path
@@ -139,11 +140,21 @@ async def test_a_gzip_of_several_members_with_padding():
     assert shape(await read_whole(Replay(io.BytesIO(recording)))) == ["C", 1, 2, 3]
 
 
-async def test_zstd_or_what_to_install_for_it():
-    recording = io.BytesIO(bytes.fromhex("28b52ffd") + b"\0" * 20)
-    items, error = await read(Replay(recording))
+async def test_zstd_where_a_reader_is_installed():
+    zstandard = pytest.importorskip("zstandard", reason="zstandard is not installed")
+    compress = zstandard.ZstdCompressor().compress
+    frames = compress(archive(*[1] * 9000)) + compress(archive(2))
+    assert shape(await read_whole(Replay(io.BytesIO(frames)))) == ["C", *[1] * 9000, 2]
+    _, error = await read(Replay(io.BytesIO(frames[:-3])))
+    assert "truncated" in str(error)
+
+
+async def test_zstd_where_no_reader_is_installed(monkeypatch):
+    for module in ("compression", "compression.zstd", "zstandard"):
+        monkeypatch.setitem(sys.modules, module, None)
+    items, error = await read(Replay(io.BytesIO(bytes.fromhex("28b52ffd0000"))))
     assert items == []
-    assert "zstandard" in str(error) or "cannot be read" in str(error)
+    assert "pip install zstandard" in str(error)
 
 
 @given(st.binary(max_size=3000), st.integers(1, 40))

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import time
 from abc import abstractmethod
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
 from typing import Any, Protocol
 
@@ -70,6 +70,14 @@ class Operator(Section):
         The mark that says so in stream order follows; nothing is put out here. Must be cheap and idempotent.
         """
 
+    def tick(self, now: int) -> Iterator[Any]:
+        """Bring `now` forward, and put out what is due by then. For whoever runs the operator; do not override."""
+        self.now = now
+        while (deadline := self.deadline) is not None and deadline <= now:
+            yield from self.on_time(now)
+            if self.deadline is not None and self.deadline <= deadline:
+                raise RuntimeError(f"{type(self).__name__}.on_time did not move its deadline on")
+
     @property
     def timed(self) -> bool:
         """Whether this operator has timers."""
@@ -109,16 +117,13 @@ class Operator(Section):
                 for item in items:
                     clock.see(item)
                     await self._run_timers(clock.now, output)
-                    self.now = clock.now
                     for out in self.process(item):
                         await output(out)
                 await self._run_timers(clock.estimate(), output)
 
     async def _run_timers(self, now: int, output: Output) -> None:
-        if self.deadline is not None and now >= self.deadline:
-            self.now = now
-            for out in self.on_time(now):
-                await output(out)
+        for out in self.tick(now):
+            await output(out)
 
 
 class StreamClock:

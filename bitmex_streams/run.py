@@ -257,16 +257,12 @@ class Run:
     def _tick(self, timed: list[tuple[Operator, int]], now: int) -> None:
         """Bring the operators that have timers up to ``now``, those before others first."""
         for operator, index in timed:
-            operator.now = now
-            while (deadline := operator.deadline) is not None and deadline <= now:
-                try:
-                    for out in operator.on_time(now):
-                        self._after[index](out)
-                    if operator.deadline is not None and operator.deadline <= deadline:
-                        raise RuntimeError(f"{name_of(operator)}.on_time did not move its deadline on")
-                except BaseException as error:
-                    self._blame(operator, error)
-                    raise
+            try:
+                for out in operator.tick(now):
+                    self._after[index](out)
+            except BaseException as error:
+                self._blame(operator, error)
+                raise
 
     async def _finish(self, operators: list[Operator]) -> None:
         """Let ``operators`` put out what they still have, those before others first."""

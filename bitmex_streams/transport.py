@@ -182,7 +182,7 @@ class WebsocketTransport(Websocket):
 
     @property
     def host_header(self) -> str:
-        """The Host header: brackets around an IPv6 address, the port where it is not the scheme's own (RFC 7230, 5.4)."""
+        """The Host header: brackets around an IPv6 address, the port unless it is the scheme's own (RFC 7230, 5.4)."""
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == (443 if self.use_ssl else 80) else f"{host}:{self.port}"
 

@@ -1,1 +1,122 @@
-"""The BitMEX realtime feed as Slurry pipelines you can tap at any stage: live, recorded or simulated."""
+"""The BitMEX realtime feed as Slurry pipelines you can tap at any stage: live, recorded or simulated.
+
+The public names. The embedded exchange stands in `bitmex_streams.exchange`, the rows of the tables in
+`bitmex_streams.rows`.
+"""
+
+try:
+    import slurry as _slurry
+    import slurry_websocket as _slurry_websocket
+except ImportError as error:
+    import sys as _sys
+
+    # On Python 3.13 and later pip cannot install them with the rest: they pin a trio that cannot be imported there.
+    raise ImportError(
+        f"bitmex_streams needs {error.name or 'slurry'}, which could not be imported ({error}). Install it with:\n"
+        f"    {_sys.executable} -m pip install --no-deps slurry slurry-websocket",
+        name=error.name,
+    ) from error
+
+from .errors import (
+    BitMEXStreamsError,
+    ConnectionClosed,
+    ConnectionFailed,
+    DecodeError,
+    ProcessDied,
+    RecordingError,
+    SubscriptionError,
+)
+from .messages import (
+    Action,
+    Authenticated,
+    Bar,
+    BookUpdate,
+    CancelAllAfter,
+    Change,
+    Connected,
+    Disconnected,
+    ErrorMessage,
+    Help,
+    Level,
+    Pong,
+    RawMessage,
+    Row,
+    StateLost,
+    Subscribed,
+    TableMessage,
+    TableUpdate,
+    Unsubscribed,
+    Welcome,
+    conflated,
+    is_mark,
+    stream_key,
+)
+from .operator import Batches, Operator, Source
+from .orderbook import BookSnapshot, OrderBook
+from .pipeline import Pipeline
+from .sections import (
+    Bars,
+    Connection,
+    Decoder,
+    OrderBookMerger,
+    Replay,
+    SymbolFilter,
+    TableApplier,
+    TableFilter,
+    Throttle,
+)
+from .storage import Storage
+from .tap import Tap, TapStatistics
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "Action",
+    "Authenticated",
+    "Bar",
+    "Bars",
+    "Batches",
+    "BitMEXStreamsError",
+    "BookSnapshot",
+    "BookUpdate",
+    "CancelAllAfter",
+    "Change",
+    "Connected",
+    "Connection",
+    "ConnectionClosed",
+    "ConnectionFailed",
+    "DecodeError",
+    "Decoder",
+    "Disconnected",
+    "ErrorMessage",
+    "Help",
+    "Level",
+    "Operator",
+    "OrderBook",
+    "OrderBookMerger",
+    "Pipeline",
+    "Pong",
+    "ProcessDied",
+    "RawMessage",
+    "RecordingError",
+    "Replay",
+    "Row",
+    "Source",
+    "StateLost",
+    "Storage",
+    "Subscribed",
+    "SubscriptionError",
+    "SymbolFilter",
+    "TableApplier",
+    "TableFilter",
+    "TableMessage",
+    "TableUpdate",
+    "Tap",
+    "TapStatistics",
+    "Throttle",
+    "Unsubscribed",
+    "Welcome",
+    "conflated",
+    "is_mark",
+    "stream_key",
+]

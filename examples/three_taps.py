@@ -17,7 +17,7 @@ async def count_messages(tap):
         if isinstance(item, RawMessage):
             messages += 1
             characters += len(item.data)
-            if messages % 25 == 0:
+            if messages % 50 == 0:
                 print(f"raw:    {messages} messages, {characters} characters")
 
 
@@ -36,7 +36,7 @@ async def print_tops(tap):
 
 
 async def main(seconds):
-    async with open_exchange(symbols=["XBTUSD"]) as exchange:
+    async with open_exchange(symbols=["XBTUSD"], rate=50) as exchange:
         connection = Connection(exchange.url, subscribe=["orderBookL2:XBTUSD", "trade:XBTUSD"])
         tables = TableApplier()
         async with Pipeline.create(connection, Decoder(), tables, OrderBookMerger()) as pipeline:

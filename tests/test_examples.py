@@ -34,13 +34,14 @@ def test_top_of_book_prints_tops_that_are_not_crossed():
 def test_trades_to_bars_prints_one_bar_for_each_minute():
     lines = run("trades_to_bars.py", "--bars", "3")
     minutes = []
+    price = r"([\d.]+)"
     for line in lines:
         bar = re.match(
-            r"(.{10}T..:(..):00.000Z)  open ([\d.]+)  high ([\d.]+)  low ([\d.]+)  close ([\d.]+)  volume \d+  trades \d+", line
+            rf".{{10}}T..:(..):00.000Z  open {price}  high {price}  low {price}  close {price}  volume \d+  trades \d+", line
         )
         assert bar is not None, line
-        minutes.append(int(bar[2]))
-        opened, high, low, closed = map(float, bar.group(3, 4, 5, 6))
+        minutes.append(int(bar[1]))
+        opened, high, low, closed = map(float, bar.group(2, 3, 4, 5))
         assert low <= min(opened, closed) <= max(opened, closed) <= high
     assert [minute - minutes[0] for minute in minutes] in ([0, 1, 2], [0, 1, -58], [0, -59, -58])
     assert ["incomplete" in line for line in lines] == [True, False, False]

@@ -1,4 +1,5 @@
-"""An exchange of our own that speaks BitMEX's realtime protocol: matching engines, an order flow that drives them, and a server.
+"""An exchange of our own that speaks BitMEX's realtime protocol: matching engines, an order flow that drives them, and
+a server.
 
 `open_exchange` serves it over a websocket on loopback; `Simulation` is the same without the network.
 """

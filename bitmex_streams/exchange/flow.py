@@ -1,9 +1,10 @@
-"""Zero-intelligence order flow, after Smith, Farmer, Gillemot and Krishnamurthy (2003): Poisson arrivals of limit orders, market
-orders and cancellations, which alone give a book a realistic shape, spread and diffusion.
+"""Zero-intelligence order flow, after Smith, Farmer, Gillemot and Krishnamurthy (2003): Poisson arrivals of limit
+orders, market orders and cancellations, which alone give a book a realistic shape, spread and diffusion.
 
-Limit orders arrive at a random distance from the opposite best price, so that they never cross; every resting order is cancelled at the
-same rate, chosen so that the book keeps its depth. One pull is added that the model lacks: market orders lean towards the initial
-price, in proportion to the logarithm of how far the price has gone, so that it wanders for weeks and stays bounded.
+Limit orders arrive at a random distance from the opposite best price, so that they never cross; every resting order is
+cancelled at the same rate, chosen so that the book keeps its depth. One pull is added that the model lacks: market
+orders lean towards the initial price, in proportion to the logarithm of how far the price has gone, so that it wanders
+for weeks and stays bounded.
 """
 
 from __future__ import annotations
@@ -21,7 +22,10 @@ MIN_ORDERS = 10  # below so many resting orders a side gets no market orders: it
 
 
 class OrderFlow:
-    """Drives one market with about ``rate`` events a second and about ``levels`` price levels a side. Seeded, hence deterministic."""
+    """Drives one market with about ``rate`` events a second and about ``levels`` price levels a side.
+
+    Seeded, hence deterministic.
+    """
 
     def __init__(self, market: Market, rng: Random, *, rate: float, levels: int) -> None:
         self.market = market
@@ -29,12 +33,13 @@ class OrderFlow:
         self._rng = rng
         instrument = market.instrument
         self._anchor = instrument.nearest_ticks(instrument.initial_price)
-        # Half of the orders come near the best price, half deep in the book: with twice as many orders as levels, these distances
-        # (means of exponentials, in ticks) make about that many levels.
+        # Half of the orders come near the best price, half deep in the book: with twice as many orders as levels,
+        # these distances (means of exponentials, in ticks) make about that many levels.
         deep = max(1.0, min(1.2 * levels, self._anchor / 8))
         self._distances = deep / 20, deep
         self._target = 4 * levels
-        # Resting orders of the flow, for a random one to be cancelled in constant time; filled ones are dropped when met.
+        # Resting orders of the flow, for a random one to be cancelled in constant time; filled ones are dropped when
+        # met.
         self._resting: list[Order] = []
 
     def fill_book(self) -> None:

@@ -1,7 +1,7 @@
 """The contracts that the embedded exchange lists, as BitMEX specified them.
 
-Prices are integers of ticks inside the exchange; `Instrument.price` turns them into what goes over the wire. The quotient of two
-ints is correctly rounded in Python, so that no price ever drifts.
+Prices are integers of ticks inside the exchange; `Instrument.price` turns them into what goes over the wire. The
+quotient of two ints is correctly rounded in Python, so that no price ever drifts.
 """
 
 from __future__ import annotations
@@ -17,11 +17,12 @@ __all__ = ["INSTRUMENTS", "Instrument"]
 
 @dataclass(frozen=True)
 class Instrument:
-    """One contract. ``tick_size`` and ``id_tick`` are decimal strings; the rest is named as in the table ``instrument``.
+    """One contract. ``tick_size`` and ``id_tick`` are decimal strings; the rest is named as in the table
+    ``instrument``.
 
-    ``multiplier`` is in units of the settlement currency (satoshi, or millionths of a USDt): per contract and unit of price; for an
-    inverse contract negative, per contract divided by the price. ``id_index`` and ``id_tick`` give the ids of orderBookL2:
-    ``100000000 * id_index - price / id_tick``, unique for each price of each symbol.
+    ``multiplier`` is in units of the settlement currency (satoshi, or millionths of a USDt): per contract and unit of
+    price; for an inverse contract negative, per contract divided by the price. ``id_index`` and ``id_tick`` give the
+    ids of orderBookL2: ``100000000 * id_index - price / id_tick``, unique for each price of each symbol.
     """
 
     symbol: str
@@ -96,8 +97,8 @@ class Instrument:
     def value(self, quantity: int, ticks: int) -> int:
         """What contracts are worth at a price, in units of the settlement currency (``grossValue``).
 
-        Of an inverse contract, a lot's value is rounded (checked on real trades: 100 XBTUSD at 32180.5 are 310747 satoshi, 900 are
-        2796723); of the others the value is exact, but for a rounding to whole units.
+        Of an inverse contract, a lot's value is rounded (checked on real trades: 100 XBTUSD at 32180.5 are 310747
+        satoshi, 900 are 2796723); of the others the value is exact, but for a rounding to whole units.
         """
         numerator, denominator = self._tick
         if self.is_inverse:
@@ -108,8 +109,8 @@ class Instrument:
     def notional(self, quantity: int, ticks: int, value: int, settlement_price: float) -> tuple[float, float]:
         """(``homeNotional``, ``foreignNotional``): the amounts of the underlying and of the quote currency.
 
-        ``settlement_price`` is what one XBT is worth in the quote currency; only quanto contracts need it (as in real trades: the
-        value in XBT is turned into dollars, and these into the underlying).
+        ``settlement_price`` is what one XBT is worth in the quote currency; only quanto contracts need it (as in real
+        trades: the value in XBT is turned into dollars, and these into the underlying).
         """
         if self.is_inverse:
             return value / 100_000_000, quantity
@@ -127,8 +128,8 @@ class Instrument:
         return round(turnover / (volume * self.multiplier), 4)
 
 
-# Specifications: https://www.bitmex.com/app/perpetualContractsGuide and the table `instrument`. The ids of XBTUSD and XBTUSDT follow
-# those of real messages (8796794450 is XBTUSD at 32055.5, 73199935756 is XBTUSDT at 32122).
+# Specifications: https://www.bitmex.com/app/perpetualContractsGuide and the table `instrument`. The ids of XBTUSD and
+# XBTUSDT follow those of real messages (8796794450 is XBTUSD at 32055.5, 73199935756 is XBTUSDT at 32122).
 INSTRUMENTS = {
     instrument.symbol: instrument
     for instrument in (

@@ -1,8 +1,8 @@
 """A matching engine: limit and market orders, price-time priority, prices in whole ticks. No I/O; time is handed in.
 
-`MatchingEngine` keeps the orders: a sorted map of prices a side, and at each price the orders in the order of their arrival (a dict
-keeps it, and finds an order to cancel at once). `Market` is the engine of one instrument with prices as on the wire; each thing that
-happens in it is one `MarketEvent`, from which all the tables are made.
+`MatchingEngine` keeps the orders: a sorted map of prices a side, and at each price the orders in the order of their
+arrival (a dict keeps it, and finds an order to cancel at once). `Market` is the engine of one instrument with prices
+as on the wire; each thing that happens in it is one `MarketEvent`, from which all the tables are made.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ __all__ = ["BookState", "Fill", "LevelChange", "Market", "MarketEvent", "Matchin
 
 @dataclass(slots=True, eq=False)
 class Order:
-    """An order. ``ticks``: the limit, None for a market order; ``leaves``: what is still to be filled (0 once it is done)."""
+    """An order.
+
+    ``ticks``: the limit, None for a market order; ``leaves``: what is still to be filled (0 once it is done).
+    """
 
     id: str
     side: Side
@@ -140,7 +143,8 @@ class MatchingEngine:
             del levels[order.ticks]
 
     def amend(self, order: Order, quantity: int, ticks: int, time: int) -> list[Fill]:
-        """Change a resting order. Its place in the queue is kept only if the price stays and the quantity does not grow.
+        """Change a resting order. Its place in the queue is kept only if the price stays and the quantity does not
+        grow.
 
         ``quantity`` is the whole order's, with what was filled; not above that, the rest of the order is cancelled.
         """
@@ -193,7 +197,10 @@ class MarketEvent(NamedTuple):
 
 
 class Market:
-    """The market of one instrument. ``clock`` gives the time (ns); each event is handed to all of ``listeners`` before a method returns."""
+    """The market of one instrument.
+
+    ``clock`` gives the time (ns); each event is handed to all of ``listeners`` before a method returns.
+    """
 
     def __init__(self, instrument: Instrument, clock: Callable[[], int], rng: Random) -> None:
         self.instrument = instrument
@@ -222,8 +229,8 @@ class Market:
     def submit(self, side: Side, quantity: int, price: Any = None, *, account: Any = None) -> Order:
         """Send an order: a limit order at ``price``, a market order without. Returns it as it is after matching.
 
-        ``quantity``: contracts, a multiple of the lot size. Raises ValueError where side, quantity or price is none that the
-        instrument knows.
+        ``quantity``: contracts, a multiple of the lot size. Raises ValueError where side, quantity or price is none
+        that the instrument knows.
         """
         if side not in ("Buy", "Sell"):
             raise ValueError(f"side is {side!r}: it must be 'Buy' or 'Sell'")
@@ -246,7 +253,8 @@ class Market:
         return order
 
     def amend(self, order_id: str, *, quantity: int | None = None, price: Any = None) -> Order:
-        """Change quantity (the whole order's) or price of a resting order. It keeps its place only if it shrinks in place.
+        """Change quantity (the whole order's) or price of a resting order. It keeps its place only if it shrinks in
+        place.
 
         Raises like `submit` and `cancel`.
         """

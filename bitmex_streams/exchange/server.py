@@ -1,9 +1,11 @@
-"""The exchange's side of the protocol: `Session` is what one client says and hears, `open_exchange` serves it over websockets.
+"""The exchange's side of the protocol: `Session` is what one client says and hears, `open_exchange` serves it over
+websockets.
 
-A `Session` does no I/O: text goes in by `receive`, comes out by ``send`` into a bounded queue. The markets never wait for a client: one whose
-queue is full is cut off.
+A `Session` does no I/O: text goes in by `receive`, comes out by ``send`` into a bounded queue. The markets never wait
+for a client: one whose queue is full is cut off.
 
-Protocol: https://www.bitmex.com/app/wsAPI; the words of errors are those that were received from the exchange, as far as known.
+Protocol: https://www.bitmex.com/app/wsAPI; the words of errors are those that were received from the exchange, as far
+as known.
 """
 
 from __future__ import annotations
@@ -32,6 +34,8 @@ HANDSHAKE_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 1.0
 MAX_COMMAND_SIZE = 65_536
 EVENTS_AT_ONCE = 200  # then everybody else may run
+# What tells that a client is gone; the second leaks from trio-websocket 0.9.2 while a connection closes.
+GONE = (ConnectionClosed, LocalProtocolError, trio.BrokenResourceError, trio.ClosedResourceError)
 DOCS = "https://www.bitmex.com/app/wsAPI"
 
 HELP = {
@@ -52,7 +56,10 @@ class Refused(Exception):
 
 
 class Session:
-    """One client: its subscriptions, and the answers to what it says. Messages for it go to ``send``, one at a time, as text."""
+    """One client: its subscriptions, and the answers to what it says.
+
+    Messages for it go to ``send``, one at a time, as text.
+    """
 
     def __init__(self, feed: Feed, tables: Tables, send: Callable[[str], None]) -> None:
         self.topics: dict[tuple[str, str | None], None] = {}
@@ -166,8 +173,8 @@ class Session:
 class Exchange(Simulation):
     """The embedded exchange as `open_exchange` gives it. Besides what `Simulation` has:
 
-    ``url`` (str): where it is served. ``speed`` (float): seconds of the exchange's time in a second of trio's clock; 0 while it is paused.
-    ``clients`` (int): how many are connected.
+    ``url`` (str): where it is served. ``speed`` (float): seconds of the exchange's time in a second of trio's clock; 0
+    while it is paused. ``clients`` (int): how many are connected.
     """
 
     def __init__(self, symbols: Iterable[str], *, seed: int | str, start_time: int, rate: float, levels: int | None, speed: float,
@@ -195,7 +202,10 @@ class Exchange(Simulation):
 
     @property
     def speed(self) -> float:
-        """Seconds of the exchange's time in a second of trio's clock; 0: time stands, and only `advance` moves it. Can be set."""
+        """Seconds of the exchange's time in a second of trio's clock; 0: time stands, and only `advance` moves it.
+
+        Can be set.
+        """
         return self._speed
 
     @speed.setter
@@ -247,8 +257,8 @@ class Exchange(Simulation):
                 if connection is not None:
                     await self._converse(connection, request.path)
                 nursery.cancel_scope.cancel()
-        except* (ConnectionClosed, LocalProtocolError, trio.BrokenResourceError, trio.ClosedResourceError):
-            pass  # the client is gone, and nobody else has to know
+        except* GONE:
+            pass  # nobody else has to know
         finally:
             await trio.aclose_forcefully(stream)
 
@@ -275,9 +285,12 @@ class Exchange(Simulation):
                     outbox.put_nowait(message, len(message))
 
             async def write() -> None:
-                while True:
-                    for message in await outbox.take():
-                        await connection.send_message(message)
+                try:
+                    while True:
+                        for message in await outbox.take():
+                            await connection.send_message(message)
+                except GONE:
+                    scope.cancel()
 
             session = Session(self.feed, self.tables, send)
             self._connections[session] = connection
@@ -288,8 +301,11 @@ class Exchange(Simulation):
                     topics = [topic for part in parse_qs(urlsplit(path).query).get("subscribe", []) for topic in part.split(",")]
                     if topics:
                         session.subscribe(topics, {"op": "subscribe", "args": topics if len(topics) > 1 else topics[0]})
-                    while True:
-                        session.receive(await connection.get_message())
+                    try:
+                        while True:
+                            session.receive(await connection.get_message())
+                    except GONE:
+                        scope.cancel()
             finally:
                 session.close()
                 del self._connections[session]
@@ -316,16 +332,18 @@ async def open_exchange(
     max_queue_messages: int = 20_000,
     max_queue_bytes: int = 64 * 2**20,
 ) -> AsyncIterator[Exchange]:
-    """Open the embedded exchange, serving BitMEX's realtime protocol at ``exchange.url``, for as long as the context lasts.
+    """Open the embedded exchange, serving BitMEX's realtime protocol at ``exchange.url``, for as long as the context
+    lasts.
 
-    ``symbols``: what is traded, out of `INSTRUMENTS`. ``seed``: of the order flow; the same seed and ``start_time`` give the same market. ``host``,
-    ``port``: where to listen; port 0: any free one. ``rate``: events a second over all symbols, 0 for none but those submitted by hand.
-    ``levels``: about so many price levels a side (default: as the instrument has them). ``speed``: see `Exchange.speed`. ``start_time``: an aware
-    datetime, the exchange's clock at the start (default: now). ``max_queue_messages``, ``max_queue_bytes``: what may wait for one client before it
-    is cut off.
+    ``symbols``: what is traded, out of `INSTRUMENTS`. ``seed``: of the order flow; the same seed and ``start_time``
+    give the same market. ``host``, ``port``: where to listen; port 0: any free one. ``rate``: events a second over all
+    symbols, 0 for none but those submitted by hand. ``levels``: about so many price levels a side (default: as the
+    instrument has them). ``speed``: see `Exchange.speed`. ``start_time``: an aware datetime, the exchange's clock at
+    the start (default: now). ``max_queue_messages``, ``max_queue_bytes``: what may wait for one client before it is
+    cut off.
 
-    Raises ValueError for arguments that make no sense and OSError where it cannot listen. When the context is left, or cancelled,
-    clients are told (close code 1001; for at most a second), and connections and listener are closed.
+    Raises ValueError for arguments that make no sense and OSError where it cannot listen. When the context is left, or
+    cancelled, clients are told (close code 1001; for at most a second), and connections and listener are closed.
     """
     if start_time is not None and start_time.tzinfo is None:
         raise ValueError("start_time has no time zone: use an aware datetime, such as datetime(..., tzinfo=timezone.utc)")

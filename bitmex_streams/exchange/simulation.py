@@ -1,7 +1,7 @@
 """The exchange without its network: markets, their order flow, their tables, and the clock that drives them.
 
-Nothing here waits or does I/O. Time moves by `advance_to`; all that is due by then happens in the order of its time. The same seed,
-start time and arguments give the same messages, byte by byte, however time is cut into steps.
+Nothing here waits or does I/O. Time moves by `advance_to`; all that is due by then happens in the order of its time.
+The same seed, start time and arguments give the same messages, byte by byte, however time is cut into steps.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ WARM_UP_EVENTS = 5000
 class Simulation:
     """Markets that trade by themselves. ``start_time``: ns since the epoch; for the others see `open_exchange`.
 
-    ``markets``: the `Market` of each symbol. ``feed``: who is subscribed to what. ``tables``: what partials are made of. ``now``: ns, the
-    time up to which everything has happened.
+    ``markets``: the `Market` of each symbol. ``feed``: who is subscribed to what. ``tables``: what partials are made
+    of. ``now``: ns, the time up to which everything has happened.
     """
 
     def __init__(
@@ -103,7 +103,8 @@ class Simulation:
         return True
 
     def advance(self, seconds: float) -> None:
-        """Let ``seconds`` of the exchange's time pass at once. Synchronous: clients get what came of it when the caller next awaits.
+        """Let ``seconds`` of the exchange's time pass at once. Synchronous: clients get what came of it when the
+        caller next awaits.
 
         Many seconds in one step can fill a client's queue, which cuts it off: await in between.
         """

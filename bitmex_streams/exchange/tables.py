@@ -1,9 +1,10 @@
 """The public tables: what a partial holds, and which deltas each event of a market makes of them.
 
-`Feed` knows who is subscribed to what, and encodes each message once for all of them. `MarketTables` keeps the tables of one symbol and
-turns its `MarketEvent`s into messages, at most one for each table and action, in this order: trades, then the books (first what
-goes, then what changes, then what comes, so that a book built of them is never crossed), then quote and instrument. What nobody is
-subscribed to is neither built nor encoded. `Tables` puts the symbols together and adds the tables that have none.
+`Feed` knows who is subscribed to what, and encodes each message once for all of them. `MarketTables` keeps the tables
+of one symbol and turns its `MarketEvent`s into messages, at most one for each table and action, in this order: trades,
+then the books (first what goes, then what changes, then what comes, so that a book built of them is never crossed),
+then quote and instrument. What nobody is subscribed to is neither built nor encoded. `Tables` puts the symbols
+together and adds the tables that have none.
 
 The schemas are those of https://www.bitmex.com/api/v1/schema and of partials that were received from the exchange.
 """
@@ -343,7 +344,10 @@ class _TradeBin:
 
 
 class MarketTables:
-    """The tables of one symbol. ``settlement_price`` gives what one XBT is worth, for the notional values of quanto contracts."""
+    """The tables of one symbol.
+
+    ``settlement_price`` gives what one XBT is worth, for the notional values of quanto contracts.
+    """
 
     def __init__(self, market: Market, feed: Feed, rng: Random, settlement_price: Callable[[], float], time: int) -> None:
         self.market = market
@@ -595,7 +599,10 @@ class MarketTables:
     # what time brings
 
     def on_mark(self, time: int) -> None:
-        """Move index, mark and impact prices. There is no outside market: the index follows the middle of the book, slowly."""
+        """Move index, mark and impact prices.
+
+        There is no outside market: the index follows the middle of the book, slowly.
+        """
         self._time, self._timestamp = time, iso(time)
         engine, instrument, row = self.market.engine, self._instrument, self._row
         bid, ask = engine.best_bid, engine.best_ask
@@ -648,7 +655,9 @@ class MarketTables:
         self._feed.publish(table, self._symbol, "insert", [row])
 
     def _roll_day(self, time: int) -> None:
-        """The figures of the last 24 hours, summed afresh (so that no rounding error grows) when a minute has left them."""
+        """The figures of the last 24 hours, summed afresh (so that no rounding error grows) when a minute has left
+        them.
+        """
         row, minutes = self._row, self._last_day
         day = self._day = _TradeBin(minutes[0].open)
         for minute in minutes:

@@ -37,7 +37,8 @@ def test_trades_to_bars_prints_one_bar_for_each_minute():
     price = r"([\d.]+)"
     for line in lines:
         bar = re.match(
-            rf".{{10}}T..:(..):00.000Z  open {price}  high {price}  low {price}  close {price}  volume \d+  trades \d+", line
+            rf".{{10}}T..:(..):00.000Z  open {price}  high {price}  low {price}  close {price}  volume \d+  trades \d+",
+            line,
         )
         assert bar is not None, line
         minutes.append(int(bar[1]))

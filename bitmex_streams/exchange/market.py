@@ -218,8 +218,10 @@ class Market:
     def book(self) -> BookState:
         """The true book now: (price, size) by price, best first."""
         price = self.instrument.price
-        return BookState([Level(price(ticks), level.size) for ticks, level in self.engine.best_first("Buy")],
-                         [Level(price(ticks), level.size) for ticks, level in self.engine.best_first("Sell")])
+        return BookState(
+            [Level(price(ticks), level.size) for ticks, level in self.engine.best_first("Buy")],
+            [Level(price(ticks), level.size) for ticks, level in self.engine.best_first("Sell")],
+        )
 
     def new_id(self) -> str:
         """A new guid, for an order or a match."""
@@ -271,14 +273,18 @@ class Market:
     def _check_quantity(self, quantity: int) -> None:
         instrument = self.instrument
         if quantity <= 0 or quantity > instrument.max_order_quantity or quantity % instrument.lot_size:
-            raise ValueError(f"{self.symbol}: quantity {quantity} is not a multiple of the lot size {instrument.lot_size} "
-                             f"up to {instrument.max_order_quantity}")
+            raise ValueError(
+                f"{self.symbol}: quantity {quantity} is not a multiple of the lot size {instrument.lot_size} "
+                f"up to {instrument.max_order_quantity}"
+            )
 
     def _resting(self, order_id: str) -> Order:
         try:
             return self.engine.orders[order_id]
         except KeyError:
-            raise KeyError(f"{self.symbol}: no resting order has the id {order_id!r} (it may be filled or cancelled)") from None
+            raise KeyError(
+                f"{self.symbol}: no resting order has the id {order_id!r} (it may be filled or cancelled)"
+            ) from None
 
     def _happened(self, time: int, order: Order, fills: list[Fill]) -> None:
         event = MarketEvent(self, time, order, fills, self.engine.take_changes())

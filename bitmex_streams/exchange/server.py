@@ -177,8 +177,18 @@ class Exchange(Simulation):
     while it is paused. ``clients`` (int): how many are connected.
     """
 
-    def __init__(self, symbols: Iterable[str], *, seed: int | str, start_time: int, rate: float, levels: int | None, speed: float,
-                 max_queue_messages: int, max_queue_bytes: int) -> None:
+    def __init__(
+        self,
+        symbols: Iterable[str],
+        *,
+        seed: int | str,
+        start_time: int,
+        rate: float,
+        levels: int | None,
+        speed: float,
+        max_queue_messages: int,
+        max_queue_bytes: int,
+    ) -> None:
         if not 0 <= speed < float("inf"):
             raise ValueError(f"speed is {speed}: it must be 1 for real time, more for faster, 0 for paused")
         self.url = ""
@@ -187,7 +197,9 @@ class Exchange(Simulation):
         self._speed = 0.0
         self._began = 0.0, 0
         self._speed_changed = trio.Event()
-        super().__init__(symbols, seed=seed, start_time=start_time, rate=rate, levels=levels, connections=lambda: self.clients)
+        super().__init__(
+            symbols, seed=seed, start_time=start_time, rate=rate, levels=levels, connections=lambda: self.clients
+        )
         self.speed = speed
 
     @property
@@ -298,7 +310,11 @@ class Exchange(Simulation):
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(write)
                     session.welcome(self.time(), 40 - min(39, self.clients))
-                    topics = [topic for part in parse_qs(urlsplit(path).query).get("subscribe", []) for topic in part.split(",")]
+                    topics = [
+                        topic
+                        for part in parse_qs(urlsplit(path).query).get("subscribe", [])
+                        for topic in part.split(",")
+                    ]
                     if topics:
                         session.subscribe(topics, {"op": "subscribe", "args": topics if len(topics) > 1 else topics[0]})
                     try:
@@ -346,16 +362,26 @@ async def open_exchange(
     cancelled, clients are told (close code 1001; for at most a second), and connections and listener are closed.
     """
     if start_time is not None and start_time.tzinfo is None:
-        raise ValueError("start_time has no time zone: use an aware datetime, such as datetime(..., tzinfo=timezone.utc)")
+        raise ValueError(
+            "start_time has no time zone: use an aware datetime, such as datetime(..., tzinfo=timezone.utc)"
+        )
     start = time.time_ns() if start_time is None else round(start_time.timestamp() * 1000) * 1_000_000
-    exchange = Exchange(symbols, seed=seed, start_time=start, rate=rate, levels=levels, speed=speed,
-                        max_queue_messages=max_queue_messages, max_queue_bytes=max_queue_bytes)
+    exchange = Exchange(
+        symbols,
+        seed=seed,
+        start_time=start,
+        rate=rate,
+        levels=levels,
+        speed=speed,
+        max_queue_messages=max_queue_messages,
+        max_queue_bytes=max_queue_bytes,
+    )
     listeners = await trio.open_tcp_listeners(port, host=host)
     address = listeners[0].socket.getsockname()
     exchange.url = f"ws://{f'[{host}]' if ':' in host else host}:{address[1]}/realtime"
     async with trio.open_nursery() as nursery:
         nursery.start_soon(exchange.run)
-        nursery.start_soon(lambda: trio.serve_listeners(exchange.serve_stream, listeners))
+        nursery.start_soon(trio.serve_listeners, exchange.serve_stream, listeners)
         try:
             yield exchange
         finally:

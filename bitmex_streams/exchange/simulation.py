@@ -31,7 +31,13 @@ class Simulation:
     """
 
     def __init__(
-        self, symbols: Iterable[str], *, seed: int | str, start_time: int, rate: float, levels: int | None,
+        self,
+        symbols: Iterable[str],
+        *,
+        seed: int | str,
+        start_time: int,
+        rate: float,
+        levels: int | None,
         connections: Callable[[], int] = lambda: 0,
     ) -> None:
         symbols = list(dict.fromkeys(symbols))
@@ -59,11 +65,17 @@ class Simulation:
         for symbol in symbols:
             instrument = INSTRUMENTS[symbol]
             market = self.markets[symbol] = Market(instrument, self.time, Random(f"{seed}:{symbol}:ids"))
-            flow = OrderFlow(market, Random(f"{seed}:{symbol}:flow"), rate=rate * instrument.activity / activity,
-                             levels=instrument.levels if levels is None else levels)
+            flow = OrderFlow(
+                market,
+                Random(f"{seed}:{symbol}:flow"),
+                rate=rate * instrument.activity / activity,
+                levels=instrument.levels if levels is None else levels,
+            )
             flow.fill_book()
             flows.append(flow)
-            market_tables[symbol] = MarketTables(market, self.feed, Random(f"{seed}:{symbol}:tables"), self._xbt_price, self.now)
+            market_tables[symbol] = MarketTables(
+                market, self.feed, Random(f"{seed}:{symbol}:tables"), self._xbt_price, self.now
+            )
         self.tables = Tables(self.feed, market_tables, connections, self.now)
 
         # At equal times bars close first: a trade on the minute belongs to the next one.

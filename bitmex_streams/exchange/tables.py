@@ -14,7 +14,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from itertools import islice
 from random import Random
 from typing import Any, Literal, Protocol
@@ -25,7 +25,18 @@ from ..messages import Row, Side
 from .instruments import Instrument
 from .market import Fill, LevelChange, Market, MarketEvent
 
-__all__ = ["BIN_MINUTES", "PRIVATE_TABLES", "SCHEMAS", "Feed", "MarketTables", "Schema", "Subscriber", "Tables", "iso", "topic_name"]
+__all__ = [
+    "BIN_MINUTES",
+    "PRIVATE_TABLES",
+    "SCHEMAS",
+    "Feed",
+    "MarketTables",
+    "Schema",
+    "Subscriber",
+    "Tables",
+    "iso",
+    "topic_name",
+]
 
 MINUTE = 60_000_000_000
 DAY = 1440 * MINUTE
@@ -38,7 +49,7 @@ RECENT_FUNDINGS = 3
 def iso(time: int) -> str:
     """ns since the epoch as the exchange writes a timestamp: 2026-01-01T00:00:00.000Z."""
     seconds, rest = divmod(time, 1_000_000_000)
-    return f"{datetime.fromtimestamp(seconds, timezone.utc):%Y-%m-%dT%H:%M:%S}.{rest // 1_000_000:03}Z"
+    return f"{datetime.fromtimestamp(seconds, UTC):%Y-%m-%dT%H:%M:%S}.{rest // 1_000_000:03}Z"
 
 
 def topic_name(table: str, symbol: str | None) -> str:
@@ -268,7 +279,9 @@ class Feed:
     """Who is subscribed to which topic: (table, symbol), symbol None for the whole table."""
 
     def __init__(self) -> None:
-        self.topics: dict[tuple[str, str | None], dict[Subscriber, None]] = {}  # dicts, to have an order that does not vary
+        self.topics: dict[
+            tuple[str, str | None], dict[Subscriber, None]
+        ] = {}  # dicts, to have an order that does not vary
 
     def add(self, subscriber: Subscriber, table: str, symbol: str | None) -> None:
         """Send all deltas of a topic to ``subscriber`` from now on."""
@@ -285,7 +298,9 @@ class Feed:
         """Whether anybody would get a delta of that symbol."""
         return (table, symbol) in self.topics or (table, None) in self.topics
 
-    def publish(self, table: str, symbol: str | None, action: Literal["insert", "update", "delete"], rows: Sequence[Row]) -> None:
+    def publish(
+        self, table: str, symbol: str | None, action: Literal["insert", "update", "delete"], rows: Sequence[Row]
+    ) -> None:
         """Send one delta, of rows of one symbol, to all that are subscribed to the symbol or the whole table."""
         if not rows or not self.wanted(table, symbol):
             return
@@ -349,7 +364,9 @@ class MarketTables:
     ``settlement_price`` gives what one XBT is worth, for the notional values of quanto contracts.
     """
 
-    def __init__(self, market: Market, feed: Feed, rng: Random, settlement_price: Callable[[], float], time: int) -> None:
+    def __init__(
+        self, market: Market, feed: Feed, rng: Random, settlement_price: Callable[[], float], time: int
+    ) -> None:
         self.market = market
         self._feed = feed
         self._rng = rng
@@ -364,10 +381,14 @@ class MarketTables:
         self.quotes: deque[Row] = deque(maxlen=1)
         self.fundings: deque[Row] = deque(maxlen=RECENT_FUNDINGS)
         self._bins = {size: _TradeBin(instrument.initial_price) for size in BIN_MINUTES}
-        self._bin_rows: dict[str, list[Row]] = {f"{kind}Bin{size}": [] for kind in ("trade", "quote") for size in BIN_MINUTES}
+        self._bin_rows: dict[str, list[Row]] = {
+            f"{kind}Bin{size}": [] for kind in ("trade", "quote") for size in BIN_MINUTES
+        }
         self._last_day: deque[_TradeBin] = deque(maxlen=1440)  # its minutes
         self._day = _TradeBin(instrument.initial_price)  # the sum of these
-        self._windows: dict[Side, dict[int, int]] | None = None  # what subscribers of orderBookL2_25 see, while there are any
+        self._windows: dict[Side, dict[int, int]] | None = (
+            None  # what subscribers of orderBookL2_25 see, while there are any
+        )
         self._tops: dict[Side, list[tuple[Any, int]]] = {"Buy": [], "Sell": []}  # what those of orderBook10 see
         self._index = self._premium = 0.0
         self._row = self._first_row(time)
@@ -398,10 +419,14 @@ class MarketTables:
     def _book_rows(self, depth: int | None) -> list[Row]:
         """Sorted by id, as the exchange does: asks from the highest price down, then bids from the highest down."""
         timestamp = self._timestamp
-        asks = [self._level_row("Sell", ticks, level.size, iso(level.time), timestamp)
-                for ticks, level in islice(self.market.engine.best_first("Sell"), depth)]
-        bids = [self._level_row("Buy", ticks, level.size, iso(level.time), timestamp)
-                for ticks, level in islice(self.market.engine.best_first("Buy"), depth)]
+        asks = [
+            self._level_row("Sell", ticks, level.size, iso(level.time), timestamp)
+            for ticks, level in islice(self.market.engine.best_first("Sell"), depth)
+        ]
+        bids = [
+            self._level_row("Buy", ticks, level.size, iso(level.time), timestamp)
+            for ticks, level in islice(self.market.engine.best_first("Buy"), depth)
+        ]
         return asks[::-1] + bids
 
     def _level_row(self, side: Side, ticks: int, size: int | None, transact_time: str, timestamp: str) -> Row:
@@ -419,7 +444,12 @@ class MarketTables:
         return [(price(ticks), level.size) for ticks, level in islice(self.market.engine.best_first(side), depth)]
 
     def _book10(self) -> Row:
-        return {"symbol": self._symbol, "bids": self._top("Buy", 10), "asks": self._top("Sell", 10), "timestamp": self._timestamp}
+        return {
+            "symbol": self._symbol,
+            "bids": self._top("Buy", 10),
+            "asks": self._top("Sell", 10),
+            "timestamp": self._timestamp,
+        }
 
     # what happens in the market
 
@@ -469,12 +499,15 @@ class MarketTables:
         elif self._windows is not None:
             before, after = self._windows, self._window()
             self._windows = after
-            self._publish_levels("orderBookL2_25", [
-                LevelChange(side, ticks, before[side].get(ticks, 0), after[side].get(ticks, 0))
-                for side in after
-                for ticks in {**before[side], **after[side]}
-                if before[side].get(ticks) != after[side].get(ticks)
-            ])
+            self._publish_levels(
+                "orderBookL2_25",
+                [
+                    LevelChange(side, ticks, before[side].get(ticks, 0), after[side].get(ticks, 0))
+                    for side in after
+                    for ticks in {**before[side], **after[side]}
+                    if before[side].get(ticks) != after[side].get(ticks)
+                ],
+            )
         if feed.wanted("orderBook10", symbol):
             row = self._book10()
             tops: dict[Side, list[tuple[Any, int]]] = {"Buy": row["bids"], "Sell": row["asks"]}
@@ -496,8 +529,10 @@ class MarketTables:
 
     def _window(self) -> dict[Side, dict[int, int]]:
         engine = self.market.engine
-        return {"Buy": {ticks: level.size for ticks, level in islice(engine.best_first("Buy"), 25)},
-                "Sell": {ticks: level.size for ticks, level in islice(engine.best_first("Sell"), 25)}}
+        return {
+            "Buy": {ticks: level.size for ticks, level in islice(engine.best_first("Buy"), 25)},
+            "Sell": {ticks: level.size for ticks, level in islice(engine.best_first("Sell"), 25)},
+        }
 
     def begin(self, table: str) -> None:
         """A partial of ``table`` was made: deltas are from here on (others have been kept up to here already)."""
@@ -511,8 +546,14 @@ class MarketTables:
         last = self.quotes[-1] if self.quotes else {}
         if (bid, ask) == ((last.get("bidPrice"), last.get("bidSize")), (last.get("askPrice"), last.get("askSize"))):
             return
-        row = {"timestamp": self._timestamp, "symbol": self._symbol, "bidSize": bid[1], "bidPrice": bid[0], "askPrice": ask[0],
-               "askSize": ask[1]}
+        row = {
+            "timestamp": self._timestamp,
+            "symbol": self._symbol,
+            "bidSize": bid[1],
+            "bidPrice": bid[0],
+            "askPrice": ask[0],
+            "askSize": ask[1],
+        }
         self.quotes.append(row)
         self._feed.publish("quote", self._symbol, "insert", [row])
 
@@ -539,20 +580,25 @@ class MarketTables:
             "referenceSymbol": instrument.reference, "maxOrderQty": instrument.max_order_quantity,
             "maxPrice": instrument.max_price, "lotSize": instrument.lot_size, "tickSize": instrument.price(1),
             "multiplier": instrument.multiplier, "settlCurrency": instrument.settlement_currency,
-            "isQuanto": instrument.is_quanto, "isInverse": instrument.is_inverse, "initMargin": 0.01, "maintMargin": 0.005,
+            "isQuanto": instrument.is_quanto, "isInverse": instrument.is_inverse, "initMargin": 0.01,
+            "maintMargin": 0.005,
             "riskLimit": 200 * scale, "riskStep": 100 * scale, "taxed": True, "deleverage": True, "makerFee": 0.0002,
             "takerFee": 0.00075, "settlementFee": 0, "fundingBaseSymbol": f".{instrument.underlying}BON8H",
-            "fundingQuoteSymbol": f".{instrument.quote_currency}BON8H", "fundingPremiumSymbol": f".{instrument.symbol}PI8H",
+            "fundingQuoteSymbol": f".{instrument.quote_currency}BON8H",
+            "fundingPremiumSymbol": f".{instrument.symbol}PI8H",
             "fundingTimestamp": iso(next_funding(time)), "fundingInterval": "2000-01-01T08:00:00.000Z",
-            "fundingRate": 0.0001, "indicativeFundingRate": 0.0001, "prevClosePrice": price, "prevTotalVolume": 0, "totalVolume": 0,
+            "fundingRate": 0.0001, "indicativeFundingRate": 0.0001, "prevClosePrice": price, "prevTotalVolume": 0,
+            "totalVolume": 0,
             "volume": 0, "volume24h": 0, "prevTotalTurnover": 0, "totalTurnover": 0, "turnover": 0, "turnover24h": 0,
             "homeNotional24h": 0, "foreignNotional24h": 0, "prevPrice24h": price, "vwap": price, "highPrice": price,
             "lowPrice": price, "lastPrice": price, "lastPriceProtected": price, "lastTickDirection": "PlusTick",
             "lastChangePcnt": 0, "bidPrice": None, "midPrice": None, "askPrice": None, "impactBidPrice": None,
-            "impactMidPrice": None, "impactAskPrice": None, "hasLiquidity": False, "openInterest": instrument.open_interest,
+            "impactMidPrice": None, "impactAskPrice": None, "hasLiquidity": False,
+            "openInterest": instrument.open_interest,
             "openValue": 0, "fairMethod": "FundingRate", "fairBasisRate": 0.1095, "fairBasis": 0, "fairPrice": price,
             "markMethod": "FairPrice", "markPrice": price, "indicativeSettlePrice": price, "instantPnl": True,
-            "minTick": instrument.price(1), "fundingBaseRate": 0.0003, "fundingQuoteRate": 0.0006, "timestamp": iso(time),
+            "minTick": instrument.price(1), "fundingBaseRate": 0.0003, "fundingQuoteRate": 0.0006,
+            "timestamp": iso(time),
         }  # fmt: skip
         if instrument.is_inverse:
             row["underlyingToSettleMultiplier"] = instrument.multiplier
@@ -591,7 +637,8 @@ class MarketTables:
             "lastChangePcnt": round(price / row["prevPrice24h"] - 1, 4),
             "highPrice": max(row["highPrice"], minute.high), "lowPrice": min(row["lowPrice"], minute.low),
             "totalVolume": row["prevTotalVolume"] + today.volume, "volume": today.volume, "volume24h": volume,
-            "totalTurnover": row["prevTotalTurnover"] + today.turnover, "turnover": today.turnover, "turnover24h": turnover,
+            "totalTurnover": row["prevTotalTurnover"] + today.turnover, "turnover": today.turnover,
+            "turnover24h": turnover,
             "homeNotional24h": self._day.home + minute.home, "foreignNotional24h": self._day.foreign + minute.foreign,
             "vwap": self._instrument.vwap(volume, turnover), "openInterest": max(0, interest),
         }  # fmt: skip
@@ -663,15 +710,21 @@ class MarketTables:
         for minute in minutes:
             day.merge(minute)
         changes = {
-            "volume24h": day.volume, "turnover24h": day.turnover, "homeNotional24h": day.home, "foreignNotional24h": day.foreign,
+            "volume24h": day.volume, "turnover24h": day.turnover, "homeNotional24h": day.home,
+            "foreignNotional24h": day.foreign,
             "vwap": self._instrument.vwap(day.volume, day.turnover), "prevPrice24h": day.open,
             "lastChangePcnt": round(row["lastPrice"] / day.open - 1, 4),
         }  # fmt: skip
         if day.trades:
             changes |= {"highPrice": day.high, "lowPrice": day.low}
         if time % DAY == 0:
-            changes |= {"prevClosePrice": row["lastPrice"], "prevTotalVolume": row["totalVolume"], "volume": 0,
-                        "prevTotalTurnover": row["totalTurnover"], "turnover": 0}
+            changes |= {
+                "prevClosePrice": row["lastPrice"],
+                "prevTotalVolume": row["totalVolume"],
+                "volume": 0,
+                "prevTotalTurnover": row["totalTurnover"],
+                "turnover": 0,
+            }
         self._publish_instrument(changes)
 
     def on_funding(self, time: int) -> None:
@@ -680,11 +733,18 @@ class MarketTables:
         funding = self._funding_row(time, self._row["fundingRate"])
         self.fundings.append(funding)
         self._feed.publish("funding", self._symbol, "insert", [funding])
-        self._publish_instrument({"fundingRate": self._row["indicativeFundingRate"], "fundingTimestamp": iso(next_funding(time))})
+        self._publish_instrument(
+            {"fundingRate": self._row["indicativeFundingRate"], "fundingTimestamp": iso(next_funding(time))}
+        )
 
     def _funding_row(self, time: int, rate: float) -> Row:
-        return {"timestamp": iso(time), "symbol": self._symbol, "fundingInterval": "2000-01-01T08:00:00.000Z",
-                "fundingRate": rate, "fundingRateDaily": 3 * rate}
+        return {
+            "timestamp": iso(time),
+            "symbol": self._symbol,
+            "fundingInterval": "2000-01-01T08:00:00.000Z",
+            "fundingRate": rate,
+            "fundingRateDaily": 3 * rate,
+        }
 
 
 def previous_funding(time: int) -> int:
@@ -708,15 +768,19 @@ def parse_iso(timestamp: str) -> int:
 class Tables:
     """All tables of all symbols. ``connections`` gives the number of clients, for the table ``connected``."""
 
-    def __init__(self, feed: Feed, markets: Mapping[str, MarketTables], connections: Callable[[], int], time: int) -> None:
+    def __init__(
+        self, feed: Feed, markets: Mapping[str, MarketTables], connections: Callable[[], int], time: int
+    ) -> None:
         self.markets = markets
         self._feed = feed
         self._connections = connections
         self._connected = [{"id": 1, "users": 0, "bots": 0}]
         # The fund is valued daily at noon; nothing is liquidated here, so that it stays what it is.
         noon = (time - DAY // 2) // DAY * DAY + DAY // 2
-        self._insurance = [{"currency": currency, "timestamp": iso(noon), "walletBalance": balance}
-                           for currency, balance in (("USDt", 56_000_000_000_000), ("XBt", 3_840_000_000_000))]
+        self._insurance = [
+            {"currency": currency, "timestamp": iso(noon), "walletBalance": balance}
+            for currency, balance in (("USDt", 56_000_000_000_000), ("XBt", 3_840_000_000_000))
+        ]
 
     def rows(self, table: str, symbol: str | None) -> list[Row]:
         """The rows of a partial."""
@@ -736,7 +800,8 @@ class Tables:
             tables.begin(table)
         schema = SCHEMAS[table]
         return msgspec.json.encode({
-            "table": table, "action": "partial", "keys": schema.keys, "types": schema.types, "foreignKeys": schema.foreign_keys,
+            "table": table, "action": "partial", "keys": schema.keys, "types": schema.types,
+            "foreignKeys": schema.foreign_keys,
             "attributes": schema.attributes, "filter": {} if symbol is None else {"symbol": symbol},
             "data": self.rows(table, symbol),
         }).decode()  # fmt: skip

@@ -1,6 +1,7 @@
 """Run by the interpreter of an environment that has bitmex-ws, the official client (see test_official_client.py).
 
-usage: official_client.py URL SYMBOL. Prints what the client holds as one JSON line whenever it reads a line, and ends with its input.
+usage: official_client.py URL SYMBOL. Prints what the client holds as one JSON line whenever it reads a line, and ends
+with its input.
 """
 
 import json

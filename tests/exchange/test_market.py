@@ -144,8 +144,10 @@ def test_prices_are_exact(symbol, ticks):
     assert isinstance(price, int) == (price == int(price))
 
 
-@pytest.mark.parametrize(("quantity", "price", "value"), [(1000, 32175, 3108000), (100, 32180.5, 310747), (900, 32180.5, 2796723),
-                                                          (200, 32182.5, 621456)])
+@pytest.mark.parametrize(
+    ("quantity", "price", "value"),
+    [(1000, 32175, 3108000), (100, 32180.5, 310747), (900, 32180.5, 2796723), (200, 32182.5, 621456)],
+)
 def test_an_inverse_contract_is_worth_what_it_was_in_real_trades(quantity, price, value):
     ticks = XBTUSD.ticks(price)
     assert XBTUSD.value(quantity, ticks) == value
@@ -156,7 +158,9 @@ def test_a_quanto_contract_is_worth_a_number_of_satoshi_per_dollar_of_its_price(
     instrument = INSTRUMENTS["ETHUSD"]
     ticks = instrument.ticks(2000)
     assert instrument.value(10, ticks) == 10 * 2000 * 100
-    home, foreign = instrument.notional(10, ticks, 2_000_000, 50_000)  # 0.02 XBT, hence 1000 dollars, hence half an ether
+    home, foreign = instrument.notional(
+        10, ticks, 2_000_000, 50_000
+    )  # 0.02 XBT, hence 1000 dollars, hence half an ether
     assert (home, foreign) == (0.5, 1000)
 
 
@@ -168,8 +172,10 @@ def test_a_linear_contract_is_worth_its_underlying():
     assert value == 150_250_000 and instrument.notional(10_000, ticks, value, 0) == (1, 150.25)
 
 
-@pytest.mark.parametrize(("symbol", "price", "id"), [("XBTUSD", 32055.5, 8796794450), ("XBTUSD", 1000000, 8700000000),
-                                                     ("XBTUSDT", 32122, 73199935756)])
+@pytest.mark.parametrize(
+    ("symbol", "price", "id"),
+    [("XBTUSD", 32055.5, 8796794450), ("XBTUSD", 1000000, 8700000000), ("XBTUSDT", 32122, 73199935756)],
+)
 def test_levels_have_the_ids_that_the_real_exchange_gave_them(symbol, price, id):
     instrument = INSTRUMENTS[symbol]
     assert instrument.order_id(instrument.ticks(price)) == id
@@ -188,7 +194,9 @@ class NaiveExchange:
         fills = []
         sign = 1 if side == "Buy" else -1
         while quantity:
-            others = [row for row in self.resting if row[1] != side and (ticks is None or sign * row[2] <= sign * ticks)]
+            others = [
+                row for row in self.resting if row[1] != side and (ticks is None or sign * row[2] <= sign * ticks)
+            ]
             if not others:
                 break
             maker = min(others, key=lambda row: sign * row[2])
@@ -254,7 +262,9 @@ def test_any_orders_match_as_in_a_naive_exchange_and_no_contract_is_lost(script)
         assert [(fill.maker.id, fill.taker.id, fill.ticks, fill.quantity) for fill in fills] == expected
         assert all(isinstance(fill, Fill) for fill in fills)
 
-        levels = Counter({(side, ticks): level.size for side in ("Buy", "Sell") for ticks, level in engine.best_first(side)})
+        levels = Counter(
+            {(side, ticks): level.size for side in ("Buy", "Sell") for ticks, level in engine.best_first(side)}
+        )
         assert levels == naive.levels()
         assert engine.best_bid is None or engine.best_ask is None or engine.best_bid < engine.best_ask
         for side in ("Buy", "Sell"):

@@ -4,6 +4,8 @@ It runs in an environment of its own: the interpreter named by BITMEX_STREAMS_OF
 environment that is made here, if pip can get the client.
 """
 
+# ruff: noqa: ASYNC110, ASYNC220 - what is waited for is in a server or another process, and has no event to wait on
+
 import json
 import os
 import subprocess
@@ -62,7 +64,9 @@ async def test_the_official_client_gets_its_partials_and_keeps_the_exchanges_boo
     async with open_exchange(symbols=("XBTUSD", "ETHUSD"), rate=100, levels=60) as exchange:
         market = exchange.markets["XBTUSD"]
         command = [str(official_python), str(SCRIPT), exchange.url, "XBTUSD"]
-        with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
             try:
                 client = OfficialClient(process)
                 state = await client.state()

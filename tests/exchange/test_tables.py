@@ -1,8 +1,9 @@
-"""The tables say what happens in the markets: a partial and the deltas after it always give the exchange's true state."""
+"""The tables say what happens in the markets: a partial and its deltas always give the exchange's true state."""
 
 import json
 from collections import Counter
-from datetime import datetime, timezone
+from datetime import UTC, datetime
+from itertools import pairwise
 
 import msgspec
 import pytest
@@ -12,9 +13,15 @@ from hypothesis import strategies as st
 from bitmex_streams.exchange import Session, Simulation
 from bitmex_streams.exchange.tables import SCHEMAS
 
-START = int(datetime(2026, 1, 1, 11, 58, 30, tzinfo=timezone.utc).timestamp()) * 10**9
-KEYED = {"orderBookL2": ("symbol", "id", "side"), "orderBookL2_25": ("symbol", "id", "side"), "orderBook10": ("symbol",),
-         "instrument": ("symbol",), "funding": ("timestamp", "symbol"), "connected": ("id",)}
+START = int(datetime(2026, 1, 1, 11, 58, 30, tzinfo=UTC).timestamp()) * 10**9
+KEYED = {
+    "orderBookL2": ("symbol", "id", "side"),
+    "orderBookL2_25": ("symbol", "id", "side"),
+    "orderBook10": ("symbol",),
+    "instrument": ("symbol",),
+    "funding": ("timestamp", "symbol"),
+    "connected": ("id",),
+}
 
 
 class NaiveClient:
@@ -180,7 +187,9 @@ def test_one_event_makes_at_most_one_message_of_each_table_and_action():
     ]  # fmt: skip
     trades = client.messages[0]["data"]
     assert [(row["side"], row["price"], row["size"], row["tickDirection"]) for row in trades] == [
-        ("Buy", 100, 100, "PlusTick"), ("Buy", 101, 100, "PlusTick")]
+        ("Buy", 100, 100, "PlusTick"),
+        ("Buy", 101, 100, "PlusTick"),
+    ]
     assert len({row["trdMatchID"] for row in trades}) == 2
 
 
@@ -192,7 +201,12 @@ def test_tick_directions_follow_the_last_different_price():
         market.submit("Sell", 100, price)
         market.submit("Buy", 100)
     assert [row["tickDirection"] for row in client.tables["trade"]] == [
-        "PlusTick", "ZeroPlusTick", "MinusTick", "ZeroMinusTick", "PlusTick"]
+        "PlusTick",
+        "ZeroPlusTick",
+        "MinusTick",
+        "ZeroMinusTick",
+        "PlusTick",
+    ]
 
 
 def test_rows_of_the_book_are_as_they_have_been_since_2022():
@@ -224,13 +238,16 @@ def test_bars_are_labelled_with_their_end_and_open_where_the_last_one_closed():
     first, second = client.tables["tradeBin1m"]
     value = sum(row["grossValue"] for row in client.tables["trade"])
     assert first == {
-        "timestamp": "2026-01-01T11:59:00.000Z", "symbol": "XBTUSD", "open": 64000, "high": 50000, "low": 40000, "close": 45000,
+        "timestamp": "2026-01-01T11:59:00.000Z", "symbol": "XBTUSD", "open": 64000, "high": 50000, "low": 40000,
+        "close": 45000,
         "trades": 3, "volume": 600, "vwap": round(600e8 / value, 4), "lastSize": 200, "turnover": value,
         "homeNotional": pytest.approx(value / 1e8), "foreignNotional": 600,
     }  # fmt: skip
     assert second == {
-        "timestamp": "2026-01-01T12:00:00.000Z", "symbol": "XBTUSD", "open": 45000, "high": 45000, "low": 45000, "close": 45000,
-        "trades": 0, "volume": 0, "vwap": None, "lastSize": None, "turnover": 0, "homeNotional": 0, "foreignNotional": 0,
+        "timestamp": "2026-01-01T12:00:00.000Z", "symbol": "XBTUSD", "open": 45000, "high": 45000, "low": 45000,
+        "close": 45000,
+        "trades": 0, "volume": 0, "vwap": None, "lastSize": None, "turnover": 0, "homeNotional": 0,
+        "foreignNotional": 0,
     }  # fmt: skip
     five = client.tables["tradeBin5m"][-1]
     assert (five["timestamp"], five["volume"], five["close"]) == ("2026-01-01T12:00:00.000Z", 600, 45000)
@@ -263,13 +280,17 @@ def test_bars_of_an_hour_sum_up_its_trades():
     for bars in (client.tables["tradeBin1m"], client.tables["tradeBin5m"]):
         bars = [bar for bar in bars if bar["timestamp"] <= "2026-01-01T13:00:00.000Z"]
         assert sum(bar["volume"] for bar in bars) == hour["volume"] and bars[-1]["close"] == hour["close"]
-        assert all(later["open"] == earlier["close"] for earlier, later in zip(bars, bars[1:], strict=False))
+        assert all(later["open"] == earlier["close"] for earlier, later in pairwise(bars))
 
 
 def test_funding_is_paid_every_eight_hours_at_the_rate_that_was_announced():
     exchange = open_simulation(rate=5, levels=20)
     client = NaiveClient(exchange, "funding:XBTUSD", "instrument:XBTUSD")
-    assert [row["timestamp"][:13] for row in client.tables["funding"].values()] == ["2025-12-31T12", "2025-12-31T20", "2026-01-01T04"]
+    assert [row["timestamp"][:13] for row in client.tables["funding"].values()] == [
+        "2025-12-31T12",
+        "2025-12-31T20",
+        "2026-01-01T04",
+    ]
     announced = client.tables["instrument"]["XBTUSD",]
     assert announced["fundingTimestamp"] == "2026-01-01T12:00:00.000Z"
     rate = announced["fundingRate"]
@@ -326,8 +347,15 @@ def test_the_book_opens_as_deep_as_was_asked():
     assert open_simulation(levels=0).markets["XBTUSD"].book == ([], [])
 
 
-@pytest.mark.parametrize(("arguments", "words"), [({"symbols": ("DOGE",)}, "DOGE; the exchange lists XBTUSD"), ({"symbols": ()}, "none"),
-                                                  ({"rate": -1}, "rate is -1"), ({"levels": -1}, "levels is -1")])
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        ({"symbols": ("DOGE",)}, "DOGE; the exchange lists XBTUSD"),
+        ({"symbols": ()}, "none"),
+        ({"rate": -1}, "rate is -1"),
+        ({"levels": -1}, "levels is -1"),
+    ],
+)
 def test_arguments_that_make_no_sense_are_refused(arguments, words):
     with pytest.raises(ValueError, match=words):
         open_simulation(**arguments)

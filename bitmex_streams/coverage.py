@@ -1,12 +1,13 @@
 """Which part of which table can be trusted: the rules that `TableApplier` and `OrderBookMerger` share.
 
-A partial says what it covers by its ``filter``: from then on that *topic* (``{}``: ``trade``, ``{"symbol": "XBTUSD"}``: ``trade:XBTUSD``) is
-kept up to date by the deltas of the same source, until its state is lost. Then its deltas count for nothing until the next partial
-that covers it. A partial takes over what it covers, from whatever source that came before.
+A partial says what it covers by its ``filter``: from then on that *topic* (``{}``: ``trade``, ``{"symbol":
+"XBTUSD"}``: ``trade:XBTUSD``) is kept up to date by the deltas of the same source, until its state is lost. Then its
+deltas count for nothing until the next partial that covers it. A partial takes over what it covers, from whatever
+source that came before.
 
-A connection knows that it was lost before the mark that says so has made its way through the stream. What was announced so is counted
-per source, and so are the marks that came; a partial from before the last of them is no reason to trust a live object again.
-"""
+A connection knows that it was lost before the mark that says so has made its way through the stream. What was
+announced so is counted per source, and so are the marks that came; a partial from before the last of them is no
+reason to trust a live object again. """
 
 from __future__ import annotations
 
@@ -62,7 +63,8 @@ class Coverage:
         scopes[topic.scope] = topic
 
     def find(self, table: str, row: Row) -> Topic | None:
-        """The topic that a row is of: the one of its symbol, else the whole table's. None: no partial has covered it."""
+        """The topic that a row is of: the one of its symbol, else the whole table's. None: no partial has covered
+        it."""
         scopes = self.topics.get(table)
         if scopes is None:
             return None

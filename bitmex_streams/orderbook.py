@@ -1,8 +1,8 @@
 """`OrderBook`: the levels of one symbol, best first on both sides.
 
-Levels are kept by the exchange's id, because an update or a delete need not say the price. Each side is two dicts, id to price and id to
-size, and the ids in the order of their prices. So an update is one store into a dict; only inserts and deletes touch the order.
-"""
+Levels are kept by the exchange's id, because an update or a delete need not say the price. Each side is two dicts, id
+to price and id to size, and the ids in the order of their prices. So an update is one store into a dict; only inserts
+and deletes touch the order. """
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ __all__ = ["BookSnapshot", "BookView", "Ladder", "OrderBook"]
 
 
 class Ladder(Sequence[Level]):
-    """One side of an `OrderBook`, live: a sequence of `Level` (price, size), best first. ``ladder[:n]`` costs n, not the side."""
+    """One side of an `OrderBook`, live: a sequence of `Level` (price, size), best first. ``ladder[:n]`` costs n, not
+    the side."""
 
     __slots__ = ("_best", "_best_id", "_highest_first", "_order", "_prices", "_sizes")
 
@@ -92,10 +93,9 @@ class BookView:
 
     Prices are float, in the quote currency (Decimal with ``Decoder(number=Decimal)``), sizes int, in contracts.
 
-    ``symbol``: str. ``bids``, ``asks``: sequences of `Level` (price, size), best first. ``stale``: bool, whether the book cannot be trusted;
-    its levels are then the last known ones.
-    ``timestamp``: the exchange's of the last change, an ISO string, None where it sends none.
-    """
+    ``symbol``: str. ``bids``, ``asks``: sequences of `Level` (price, size), best first. ``stale``: bool, whether the
+    book cannot be trusted; its levels are then the last known ones. ``timestamp``: the exchange's of the last change,
+    an ISO string, None where it sends none. """
 
     __slots__ = ()
 
@@ -145,7 +145,8 @@ class BookView:
         return BookSnapshot(self.symbol, tuple(bids), tuple(asks), self.stale, self.timestamp)
 
     def imbalance(self, n: int = 1) -> float | None:
-        """(bid size - ask size) / (bid size + ask size) over the best ``n`` levels: from -1 (only asks) to 1; None for an empty book."""
+        """(bid size - ask size) / (bid size + ask size) over the best ``n`` levels: from -1 (only asks) to 1; None
+        for an empty book."""
         bids, asks = self.depth(n)
         bid_size, ask_size = sum(level.size for level in bids), sum(level.size for level in asks)
         total = bid_size + ask_size
@@ -154,8 +155,8 @@ class BookView:
     def vwap(self, side: Side, size: int) -> Any:
         """The average price at which an order of ``size`` contracts would be filled at once, weighted by contracts.
 
-        ``side`` is the order's: ``"Buy"`` takes asks, ``"Sell"`` takes bids. None where the book has fewer contracts than that.
-        """
+        ``side`` is the order's: ``"Buy"`` takes asks, ``"Sell"`` takes bids. None where the book has fewer contracts
+        than that. """
         if side not in ("Buy", "Sell"):
             raise ValueError(f'side must be "Buy" or "Sell", not {side!r}')
         if size <= 0:
@@ -183,7 +184,8 @@ class BookView:
 
 
 class BookSnapshot(BookView):
-    """A frozen order book: ``bids`` and ``asks`` are tuples. Compared by value, hashable, pickleable; setting anything raises AttributeError."""
+    """A frozen order book: ``bids`` and ``asks`` are tuples. Compared by value, hashable, pickleable; setting
+    anything raises AttributeError."""
 
     __slots__ = ("asks", "bids", "stale", "symbol", "timestamp")
 
@@ -213,7 +215,8 @@ class BookSnapshot(BookView):
 
 
 class Levels:
-    """The levels of a partial's rows, checked, and not yet in order: by side and id. Raises ValueError like `OrderBook.load`."""
+    """The levels of a partial's rows, checked, and not yet in order: by side and id. Raises ValueError like
+    `OrderBook.load`."""
 
     __slots__ = ("prices", "sizes", "timestamp")
 
@@ -267,9 +270,8 @@ class OrderBook(BookView):
     def load(self, rows: Iterable[Row]) -> None:
         """Replace all levels by the rows of a partial; the book is not stale then.
 
-        Raises ValueError, and changes nothing, for a row that is no level (id int, side Buy or Sell, price a number, size an
-        int above 0).
-        """
+        Raises ValueError, and changes nothing, for a row that is no level (id int, side Buy or Sell, price a number,
+        size an int above 0). """
         self._take(Levels(rows))
 
     def _take(self, levels: Levels) -> None:
@@ -281,9 +283,9 @@ class OrderBook(BookView):
     def apply(self, action: Literal["insert", "update", "delete"], rows: Iterable[Row]) -> list[Change]:
         """Apply the rows of a delta; the changed levels, as (side, price, size), size 0: gone.
 
-        Raises ValueError for a row that contradicts the book (an update or delete of a level that is not there, an insert of one
-        that is) or is no level. What came before that row has been applied then: the book is to be loaded anew.
-        """
+        Raises ValueError for a row that contradicts the book (an update or delete of a level that is not there, an
+        insert of one that is) or is no level. What came before that row has been applied then: the book is to be
+        loaded anew. """
         changes: list[Change] = []
         row: Row = {}
         try:

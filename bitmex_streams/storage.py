@@ -1,9 +1,8 @@
 """The tables: the rows of every table as they are now, by key.
 
-Three kinds of tables, each with the same four operations. A row that was handed out is never changed: an update puts a fresh dict in
-the place of the old. What does not fit what is there (an update of a row that is not, an insert of one that is, a row without its key
-columns) is a ValueError in words, before anything was changed by that row.
-"""
+Three kinds of tables, each with the same four operations. A row that was handed out is never changed: an update puts
+a fresh dict in the place of the old. What does not fit what is there (an update of a row that is not, an insert of
+one that is, a row without its key columns) is a ValueError in words, before anything was changed by that row. """
 
 from __future__ import annotations
 
@@ -44,15 +43,16 @@ class _Table(Protocol):
 class Storage:
     """The state of all tables of a stream. Read it at any time; only `TableApplier` writes.
 
-    ``data[table]`` is a SortedDict of rows by key tuple (the values of the columns in ``keys[table]``). Tables without keys (trade, quote) are
-    kept by the columns that their partial's ``attributes`` call sorted (the timestamp) and a running number at the end of the key, so that
-    equal timestamps are all kept. ``data["orderBookL2"]`` (the same as ``orderbook``) and ``data["orderBookL2_25"]`` are
-    ``[symbol][side][id]``: dicts with a SortedDict of rows by id for each of ``"Buy"`` and ``"Sell"``.
+    ``data[table]`` is a SortedDict of rows by key tuple (the values of the columns in ``keys[table]``). Tables
+    without keys (trade, quote) are kept by the columns that their partial's ``attributes`` call sorted (the
+    timestamp) and a running number at the end of the key, so that equal timestamps are all kept.
+    ``data["orderBookL2"]`` (the same as ``orderbook``) and ``data["orderBookL2_25"]`` are ``[symbol][side][id]``:
+    dicts with a SortedDict of rows by id for each of ``"Buy"`` and ``"Sell"``.
 
     ``keys[table]``: tuple of column names. A table is there from its first partial on; ``data["orderBookL2"]`` always.
 
-    ``max_rows``: int, or None for no limit. The most rows that are kept of a table that only ever grows (no keys, or keys with a
-    timestamp: trade, quote, execution, the bins, funding, settlement, insurance); the oldest leave first.
+    ``max_rows``: int, or None for no limit. The most rows that are kept of a table that only ever grows (no keys, or
+    keys with a timestamp: trade, quote, execution, the bins, funding, settlement, insurance); the oldest leave first.
     """
 
     def __init__(self, max_rows: int | None = 10_000) -> None:
@@ -65,7 +65,8 @@ class Storage:
         self.tables: dict[str, _Table] = {}
 
     def open(self, table: str, keys: Sequence[str] | None, attributes: Mapping[str, Any], types: Mapping[str, Any]) -> _Table:
-        """The table, made anew where it is not there yet or had other keys. ``keys``: as sent with a partial; None: as before."""
+        """The table, made anew where it is not there yet or had other keys. ``keys``: as sent with a partial; None:
+        as before."""
         found = self.tables.get(table)
         if found is not None and (keys is None or tuple(keys) == found.keys or table in BOOK_TABLES):
             return found
@@ -85,11 +86,11 @@ class Storage:
         return made
 
     def make_key(self, table: str, row: Mapping[str, Any]) -> Key:
-        """The key of a row in ``data[table]``: a tuple of the values of ``keys[table]`` (for trade and quote: without the running number).
+        """The key of a row in ``data[table]``: a tuple of the values of ``keys[table]`` (for trade and quote: without
+        the running number).
 
-        Raises ValueError for orderBookL2 (which is kept by symbol, side and id), for a table that no partial has come for, and
-        for a row that lacks a key column.
-        """
+        Raises ValueError for orderBookL2 (which is kept by symbol, side and id), for a table that no partial has come
+        for, and for a row that lacks a key column. """
         if table in BOOK_TABLES:
             raise ValueError(f"{table} has no key tuples: its rows are data[{table!r}][symbol][side][id]")
         if table not in self.keys:
@@ -149,12 +150,12 @@ class _Keyed:
         if filter:
             covered = filter.items()
             fresh = {key: row for key, row in self.rows.items() if not covered <= row.items()} | fresh
-        self.rows.clear()
         try:
-            self.rows.update(fresh)  # sorts once
+            ordered = sorted(fresh)
         except TypeError:
-            self.rows.clear()
             raise ValueError("rows whose keys cannot be put in order") from None
+        self.rows.clear()
+        self.rows.update((key, fresh[key]) for key in ordered)  # what is in order already is sorted in no time
         self._trim()
 
     def _keyed(self, rows: Iterable[Row]) -> dict[Key, Row]:
@@ -251,8 +252,8 @@ class _Books:
         for row in rows:
             if row.get("symbol") != symbol or symbol is None:
                 symbol = row.get("symbol")
-                if type(symbol) is not str:
-                    raise ValueError("a row without its key column 'symbol'")
+                if type(symbol) is not str or filter.get("symbol", symbol) != symbol:
+                    raise ValueError(f"a row of the symbol {_brief(symbol)}, which it does not cover")
                 sides = fresh.setdefault(symbol, {"Buy": {}, "Sell": {}})
             side, level = row.get("side"), row.get("id")
             if type(level) is not int or (side != "Buy" and side != "Sell"):

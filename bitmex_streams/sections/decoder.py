@@ -1,8 +1,7 @@
 """`Decoder`: raw messages become table messages and control messages.
 
-A message is decoded in one go into an envelope whose ``data`` must be a list of objects; what has no ``table`` is decoded once more
-as what it is, a control message. Those are rare, so only the first decoding has to be fast.
-"""
+A message is decoded in one go into an envelope whose ``data`` must be a list of objects; what has no ``table`` is
+decoded once more as what it is, a control message. Those are rare, so only the first decoding has to be fast. """
 
 from __future__ import annotations
 
@@ -33,12 +32,12 @@ __all__ = ["Decoder"]
 
 log = logging.getLogger("bitmex_streams")
 
-ACTIONS = frozenset({"partial", "insert", "update", "delete"})
+ACTIONS = ("update", "insert", "delete", "partial")
 EXCERPT = 80
 """How many characters of a message that cannot be decoded are shown."""
 
-# What bad input makes msgspec (and the constructor of the numbers) raise: no JSON or a wrong shape; bytes that are no UTF-8 and
-# surrogates; nesting without end; a Decimal beyond all bounds.
+# What bad input makes msgspec (and the constructor of the numbers) raise: no JSON or a wrong shape; bytes that are no
+# UTF-8 and surrogates; nesting without end; a Decimal beyond all bounds.
 UNDECODABLE = (msgspec.DecodeError, UnicodeError, RecursionError, ArithmeticError)
 
 
@@ -56,20 +55,21 @@ class _Envelope(msgspec.Struct, gc=False):
 
 
 class Decoder(Operator):
-    """`RawMessage` in; `TableMessage` or a control message (`Welcome`, `Subscribed`, `ErrorMessage`, ...) out, one for one.
+    """`RawMessage` in; `TableMessage` or a control message (`Welcome`, `Subscribed`, `ErrorMessage`, ...) out, one
+    for one.
 
-    ``number``: makes a number of the digits of a JSON number with a fraction or exponent (``decimal.Decimal``, say); whole numbers in
-    ``price`` and in every column that the partial's ``types`` call ``float`` go through it too. (In the nested levels of orderBook10
-    whole numbers stay int.) None: floats, and whole prices as int, as on the wire.
+    ``number``: makes a number of the digits of a JSON number with a fraction or exponent (``decimal.Decimal``, say);
+    whole numbers in ``price`` and in every column that the partial's ``types`` call ``float`` go through it too. (In
+    the nested levels of orderBook10 whole numbers stay int.) None: floats, and whole prices as int, as on the wire.
 
-    ``on_error``: what becomes of a message that cannot be decoded (no JSON, or of a shape that the protocol does not have):
-    ``"stale"`` puts out a `StateLost` mark in its place and logs a warning on the logger ``bitmex_streams``; its ``topic`` is the table
-    where that can still be told, else None (every table of that source). ``"raise"`` raises `DecodeError`. Both name the
-    source and the line, what was wrong, and the beginning of the message.
+    ``on_error``: what becomes of a message that cannot be decoded (no JSON, or of a shape that the protocol does not
+    have): ``"stale"`` puts out a `StateLost` mark in its place and logs a warning on the logger ``bitmex_streams``;
+    its ``topic`` is the table where that can still be told, else None (every table of that source). ``"raise"``
+    raises `DecodeError`. Both name the source and the line, what was wrong, and the beginning of the message.
 
-    The text ``pong`` becomes `Pong`; a JSON object of no known kind becomes `Help`. Keys and signatures in the echo of an
-    ``authKeyExpires`` command are masked. Of a key that stands twice in an object, the last counts. Marks and items of other kinds pass.
-    """
+    The text ``pong`` becomes `Pong`; a JSON object of no known kind becomes `Help`. Keys and signatures in the echo
+    of an ``authKeyExpires`` command are masked. Of a key that stands twice in an object, the last counts. Marks and
+    items of other kinds pass. """
 
     def __init__(
         self, number: Callable[[str], Any] | None = None, *, on_error: Literal["stale", "raise"] = "stale"
@@ -95,7 +95,7 @@ class Decoder(Operator):
             return (self._not_a_table(item, None),)
         action, rows = message.action, message.data
         if rows is None or action not in ACTIONS:
-            wrong = "there is no list of rows in `data`" if rows is None else f"the action {action!r} is unknown"
+            wrong = "there is no list of rows in `data`" if rows is None else f"the action {repr(action)[:EXCERPT]} is unknown"
             return (self._undecodable(item, wrong, table),)
         if self.number is not None:
             self._convert_whole_numbers(table, rows, message.types)

@@ -23,19 +23,22 @@ Top = tuple[Level | None, Level | None]
 
 
 class OrderBookMerger(Operator):
-    """`TableMessage` (of a `Decoder`) or `TableUpdate` (of a `TableApplier`) in, `BookUpdate` out: one per symbol of a message.
+    """`TableMessage` (of a `Decoder`) or `TableUpdate` (of a `TableApplier`) in, `BookUpdate` out: one per symbol of
+    a message.
 
-    Both ways give the same. ``table``: ``"orderBookL2"`` (the default) or ``"orderBookL2_25"``; messages of other tables, control
-    messages and marks go no further (what the marks mean for a book is said by its `BookUpdate` with ``stale``); foreign items pass.
+    Both ways give the same. ``table``: ``"orderBookL2"`` (the default) or ``"orderBookL2_25"``; messages of other
+    tables, control messages and marks go no further (what the marks mean for a book is said by its `BookUpdate` with
+    ``stale``); foreign items pass.
 
-    ``books``: dict of symbol to live `OrderBook`, from the first partial on. A partial covers what its ``filter`` says: with ``{}``, a book
-    that it has no rows of is empty from then on, and that is announced like any change. Deltas before the first partial are dropped.
+    ``books``: dict of symbol to live `OrderBook`, from the first partial on. A partial covers what its ``filter``
+    says: with ``{}``, a book that it has no rows of is empty from then on, and that is announced like any change.
+    Deltas before the first partial are dropped.
 
-    State is lost as in `TableApplier`, and by a book that is crossed for more than a burst: for more than ``crossed_messages``
-    messages of that book and at least ``crossed_seconds`` (on ``received``). Then each book of the topic puts out one `BookUpdate` with
-    ``stale`` and the last known top, ``resync(topic)`` is asked for a new partial, and deltas are dropped until it has come.
-    When a connection is lost, ``book.stale`` is set at once, ahead of the stream.
-    """
+    State is lost as in `TableApplier`, and by a book that is crossed for more than a burst: for more than
+    ``crossed_messages`` messages of that book and at least ``crossed_seconds`` (on ``received``). Then each book of
+    the topic puts out one `BookUpdate` with ``stale`` and the last known top, ``resync(topic)`` is asked for a new
+    partial, and deltas are dropped until it has come. When a connection is lost, ``book.stale`` is set at once, ahead
+    of the stream. """
 
     def __init__(
         self,
@@ -127,8 +130,8 @@ class OrderBookMerger(Operator):
             for row in item.rows:
                 if row.get("symbol") != symbol or symbol is None:
                     symbol = row.get("symbol")
-                    if type(symbol) is not str:
-                        raise ValueError("a row without its symbol")
+                    if type(symbol) is not str or topic.filter.get("symbol", symbol) != symbol:
+                        raise ValueError(f"a row of the symbol {repr(symbol)[:80]}, which it does not cover")
                     rows = by_symbol.setdefault(symbol, [])
                 rows.append(row)
             levels = {symbol: Levels(rows) for symbol, rows in by_symbol.items()}
@@ -168,7 +171,8 @@ class OrderBookMerger(Operator):
     def _apply_to(
         self, symbol: Any, item: TableMessage | TableUpdate, rows: Sequence[Row], tops: dict[str, Top] | None = None
     ) -> Iterable[BookUpdate]:
-        """Rows of one symbol. ``tops``: what the tops of the books were before the message, where it has other symbols too."""
+        """Rows of one symbol. ``tops``: what the tops of the books were before the message, where it has other
+        symbols too."""
         received = item.received
         topic = self._coverage.find(self.table, rows[0])
         if topic is None or topic.stale or topic.source != item.source:
@@ -236,7 +240,8 @@ class OrderBookMerger(Operator):
                 self.resync(topic)
 
     def _stale(self, lost: list[Topic], received: int, tops: dict[str, Top] | None = None) -> list[BookUpdate]:
-        """The marks of all books of topics that went stale; ``tops``: what was last told, where the books are ahead of that."""
+        """The marks of all books of topics that went stale; ``tops``: what was last told, where the books are ahead
+        of that."""
         of_topic: dict[Topic | None, list[OrderBook]] = {topic: [] for topic in lost}
         for symbol, book in self.books.items() if lost else ():
             of_topic.get(self._topic(symbol), []).append(book)

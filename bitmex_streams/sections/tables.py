@@ -39,11 +39,12 @@ CONSUMED = frozenset(
 class TableApplier(Operator):
     """`TableMessage` and marks in, `TableUpdate` out: at most one for a message, one per topic for a loss of state.
 
-    ``storage`` (`Storage`) holds the tables; ``max_rows`` bounds those that only grow. Deltas before the first partial that covers them, and
-    from a loss of state to the next one, are dropped. State is lost by `Disconnected` (all of that source), by `StateLost`, and by what
-    contradicts it: an update or delete of a row that is not there (other than a trimmed one), an insert of one that is, a row
-    without its key columns. The unit is the topic as subscribed, as the partial's ``filter`` tells it (``trade`` for ``{}``, ``trade:XBTUSD``);
-    each source has its own, and what a partial covers is its source's from then on. A loss puts out one `TableUpdate` with action
+    ``storage`` (`Storage`) holds the tables; ``max_rows`` bounds those that only grow. Deltas before the first
+    partial that covers them, and from a loss of state to the next one, are dropped. State is lost by `Disconnected`
+    (all of that source), by `StateLost`, and by what contradicts it: an update or delete of a row that is not there
+    (other than a trimmed one), an insert of one that is, a row without its key columns. The unit is the topic as
+    subscribed, as the partial's ``filter`` tells it (``trade`` for ``{}``, ``trade:XBTUSD``); each source has its
+    own, and what a partial covers is its source's from then on. A loss puts out one `TableUpdate` with action
     ``stale`` per topic, in place of the message that contradicts, and asks for a new partial by ``resync(topic)``.
 
     Control messages are taken out of the stream; items of foreign kinds pass.
@@ -58,8 +59,8 @@ class TableApplier(Operator):
     def stale(self) -> dict[str, str]:
         """What cannot be trusted right now: the reason by topic (``table`` or ``table:symbol``). A fresh dict.
 
-        It is ahead of the stream where a connection was lost; a topic leaves it with a partial that came after the loss.
-        """
+        It is ahead of the stream where a connection was lost; a topic leaves it with a partial that came after the
+        loss. """
         found: dict[str, str] = {}
         for topic in self._coverage:
             reason = self._coverage.announced(topic.source) or topic.stale

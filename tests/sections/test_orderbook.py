@@ -1,0 +1,196 @@
+"""The order book merger: one update per symbol and message, and stale is said once, at once on the book and in its turn at the tap."""
+
+from __future__ import annotations
+
+import pickle
+from typing import Any
+
+import pytest
+import trio
+
+from bitmex_streams.messages import BookUpdate, Connected, Disconnected, Pong, Row, StateLost, TableMessage, TableUpdate
+from bitmex_streams.orderbook import BookSnapshot
+from bitmex_streams.sections.orderbook import OrderBookMerger
+from bitmex_streams.sections.tables import TableApplier
+
+SOURCE = "ws://one"
+SECOND = 1_000_000_000
+
+
+def level(price: float, side: str, size: int, symbol: str = "XBTUSD", **more: Any) -> Row:
+    return {"symbol": symbol, "id": int(10_000 - price * 10), "side": side, "size": size, "price": price, **more}
+
+
+def partial(*rows: Row, filter: dict[str, Any] | None = None, table: str = "orderBookL2", received: int = 1) -> TableMessage:
+    return TableMessage(table, "partial", rows, received, SOURCE, ["symbol", "id", "side"], {}, {}, {}, filter or {})
+
+
+def delta(action: Any, *rows: Row, received: int = 2, source: str = SOURCE) -> TableMessage:
+    return TableMessage("orderBookL2", action, rows, received, source)
+
+
+def apply(books: OrderBookMerger, item: Any) -> list[BookUpdate]:
+    return list(books.process(item))
+
+
+BID, ASK = level(99, "Buy", 10), level(101, "Sell", 20)
+
+
+def test_a_partial_and_deltas_become_updates_with_their_own_top() -> None:
+    books = OrderBookMerger()
+    assert apply(books, delta("insert", BID)) == []
+    (first,) = apply(books, partial(BID, ASK, filter={"symbol": "XBTUSD"}))
+    assert (first.symbol, first.best_bid, first.best_ask, first.changes, first.stale) == ("XBTUSD", (99, 10), (101, 20), None, False)
+    (update,) = apply(books, delta("update", level(99, "Buy", 11, timestamp="2026-01-01T00:00:00.000Z"), received=7))
+    assert (update.best_bid, update.changes, update.received) == ((99, 11), (("Buy", 99.0, 11),), 7)
+    assert update.timestamp == "2026-01-01T00:00:00.000Z"
+    assert first.best_bid == (99, 10)
+    assert update.book is books.books["XBTUSD"]
+    sent = pickle.loads(pickle.dumps(update))
+    assert isinstance(sent.book, BookSnapshot)
+    assert sent.book.best_bid == (99, 11)
+
+
+def test_a_partial_of_the_whole_table_announces_the_books_that_have_become_empty() -> None:
+    books = OrderBookMerger()
+    apply(books, partial(BID, level(5, "Buy", 1, "ETHUSD")))
+    updates = apply(books, partial(level(6, "Buy", 2, "ETHUSD"), level(7, "Sell", 2, "SOLUSDT")))
+    assert [(u.symbol, u.best_bid, u.best_ask, u.changes) for u in updates] == [
+        ("ETHUSD", (6, 2), None, None), ("SOLUSDT", None, (7, 2), None), ("XBTUSD", None, None, None)
+    ]
+
+
+@pytest.mark.parametrize("with_tables", [False, True])
+def test_a_contradiction_makes_every_book_of_the_topic_stale_once_with_the_last_top(with_tables: bool) -> None:
+    asked: list[str] = []
+    tables, books = TableApplier(resync=asked.append), OrderBookMerger(resync=asked.append)
+
+    def feed(item: Any) -> list[BookUpdate]:
+        return [out for update in (tables.process(item) if with_tables else [item]) for out in books.process(update)]
+
+    feed(partial(BID, ASK, level(5, "Buy", 1, "ETHUSD")))
+    stale = feed(delta("insert", level(100, "Buy", 5), BID, received=9))
+    assert [(u.symbol, u.best_bid, u.best_ask, u.changes, u.stale, u.received) for u in stale] == [
+        ("XBTUSD", (99, 10), (101, 20), None, True, 9), ("ETHUSD", (5, 1), None, None, True, 9)
+    ]
+    assert asked == ["orderBookL2"]
+    assert all(book.stale for book in books.books.values())
+    assert feed(delta("update", BID)) == feed(delta("delete", level(3, "Buy", 1))) == feed(Disconnected(10, SOURCE)) == []
+    (fresh, _) = feed(partial(BID, ASK))
+    assert (fresh.stale, fresh.book.stale, fresh.best_bid) == (False, False, (99, 10))
+
+
+def test_marks_of_the_connection_become_stale_books() -> None:
+    for mark in (Disconnected(5, SOURCE), StateLost(5, SOURCE, "garbage"), StateLost(5, SOURCE, "?", "orderBookL2:XBTUSD")):
+        books = OrderBookMerger()
+        apply(books, partial(BID, ASK, filter={"symbol": "XBTUSD"}))
+        assert [(u.symbol, u.stale, u.best_ask, u.received) for u in apply(books, mark)] == [("XBTUSD", True, (101, 20), 5)]
+        assert apply(books, mark) == []
+
+
+def test_marks_of_others_concern_no_book() -> None:
+    books = OrderBookMerger()
+    apply(books, partial(BID, ASK, filter={"symbol": "XBTUSD"}))
+    for mark in (Disconnected(5, "ws://two"), StateLost(5, SOURCE, "?", "trade"), StateLost(5, SOURCE, "?", "orderBookL2:ETHUSD")):
+        assert apply(books, mark) == []
+    assert apply(books, TableUpdate("trade", "stale", (), 5, SOURCE)) == []
+    assert apply(books, delta("update", BID, source="ws://two")) == []
+    assert not books.books["XBTUSD"].stale
+
+
+@pytest.mark.parametrize("with_tables", [False, True])
+def test_an_announced_loss_shows_at_once_on_the_book_and_in_its_turn_in_the_stream(with_tables: bool) -> None:
+    tables, books = TableApplier(), OrderBookMerger()
+
+    def feed(item: Any) -> list[BookUpdate]:
+        return [out for update in (tables.process(item) if with_tables else [item]) for out in books.process(update)]
+
+    def lose(reason: str) -> None:
+        tables.lose_state(SOURCE, reason)
+        books.lose_state(SOURCE, reason)
+
+    lose("before anything came")
+    assert feed(Disconnected(0, SOURCE)) == []
+    feed(partial(BID, ASK))
+    book = books.books["XBTUSD"]
+    assert not book.stale
+    lose("first")
+    lose("second")
+    assert book.stale
+    (update,) = feed(delta("update", level(99, "Buy", 5)))
+    assert (update.stale, update.best_bid, book.stale) == (False, (99, 5), True)
+    for announced in (True, False):
+        (mark,) = feed(Disconnected(3, SOURCE))
+        assert mark.stale
+        (fresh,) = feed(partial(BID, ASK))
+        assert (fresh.stale, book.stale) == (False, announced)
+
+
+def test_a_book_crossed_for_more_than_a_burst_is_stale() -> None:
+    asked: list[str] = []
+    books = OrderBookMerger(resync=asked.append, crossed_messages=3, crossed_seconds=1.0)
+    apply(books, partial(BID, ASK))
+    high = level(102, "Buy", 1)
+    told = apply(books, delta("insert", high, received=0))
+    for n in range(5):  # a burst of many messages, in less than a second
+        told += apply(books, delta("update", {**high, "size": n + 2}, received=n))
+    assert not any(update.stale for update in told)
+    (stale,) = apply(books, delta("update", high, received=SECOND))
+    assert (stale.stale, asked) == (True, ["orderBookL2"])
+    assert apply(books, delta("delete", high)) == []
+
+
+def test_a_book_that_is_crossed_now_and_then_is_none_of_that() -> None:
+    books = OrderBookMerger(crossed_messages=1, crossed_seconds=1.0)
+    apply(books, partial(BID, ASK))
+    high = level(102, "Buy", 1)
+    for n in range(5):
+        for action in ("insert", "delete"):
+            (update,) = apply(books, delta(action, high, received=n * SECOND))
+            assert not update.stale
+
+
+def test_the_25_levels_table_has_a_merger_of_its_own() -> None:
+    books = OrderBookMerger(table="orderBookL2_25")
+    assert apply(books, partial(BID)) == []
+    (update,) = apply(books, partial(BID, table="orderBookL2_25"))
+    assert (update.table, update.best_bid) == ("orderBookL2_25", (99, 10))
+
+
+def test_other_tables_and_control_messages_end_here_and_foreign_items_pass() -> None:
+    books = OrderBookMerger()
+    assert apply(books, TableMessage("trade", "insert", [{}], 1)) == apply(books, Pong(1)) == apply(books, Connected(1)) == []
+    foreign: Any = object()
+    assert apply(books, foreign) == [foreign]
+
+
+async def test_ready_waits_for_a_book_that_is_not_stale(autojump_clock: Any) -> None:
+    books = OrderBookMerger()
+
+    async def feed() -> None:
+        for item in (partial(filter={"symbol": "ETHUSD"}), partial(BID), Disconnected(1, SOURCE), partial(BID, ASK)):
+            await trio.sleep(1)
+            apply(books, item)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(feed)
+        assert (await books.ready("XBTUSD")).best_ask is None
+        await trio.sleep(1.5)
+        assert books.books["XBTUSD"].stale
+        assert (await books.ready("XBTUSD")).best_ask == (101, 20)
+        assert trio.current_time() >= 4
+
+
+async def test_ready_ends_with_the_stream(autojump_clock: Any) -> None:
+    books = OrderBookMerger()
+
+    async def finish() -> None:
+        await trio.sleep(1)
+        books.finish()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(finish)
+        with pytest.raises(trio.EndOfChannel, match="XBTUSD"):
+            await books.ready("XBTUSD")
+        with pytest.raises(trio.EndOfChannel):
+            await books.ready("XBTUSD")

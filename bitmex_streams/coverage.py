@@ -7,7 +7,7 @@ source that came before.
 
 A connection knows that it was lost before the mark that says so has made its way through the stream. What was
 announced so is counted per source, and so are the marks that came; a partial from before the last of them is no
-reason to trust a live object again. """
+reason to trust a live object again."""
 
 from __future__ import annotations
 
@@ -83,9 +83,10 @@ class Coverage:
         """The topics of a source that the loss of a topic by that name (None: of everything) concerns, stale or not."""
         table, _, symbol = (topic_name or "").partition(":")
         return [
-            topic for topic in self
+            topic
+            for topic in self
             if topic.source == source
-            and (not table or topic.table == table and (not symbol or topic.filter.get("symbol", symbol) == symbol))
+            and (not table or (topic.table == table and (not symbol or topic.filter.get("symbol", symbol) == symbol)))
         ]
 
     def lose_by(self, mark: Disconnected | StateLost) -> list[Topic]:

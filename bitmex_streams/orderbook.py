@@ -2,7 +2,7 @@
 
 Levels are kept by the exchange's id, because an update or a delete need not say the price. Each side is two dicts, id
 to price and id to size, and the ids in the order of their prices. So an update is one store into a dict; only inserts
-and deletes touch the order. """
+and deletes touch the order."""
 
 from __future__ import annotations
 
@@ -95,7 +95,7 @@ class BookView:
 
     ``symbol``: str. ``bids``, ``asks``: sequences of `Level` (price, size), best first. ``stale``: bool, whether the
     book cannot be trusted; its levels are then the last known ones. ``timestamp``: the exchange's of the last change,
-    an ISO string, None where it sends none. """
+    an ISO string, None where it sends none."""
 
     __slots__ = ()
 
@@ -156,7 +156,7 @@ class BookView:
         """The average price at which an order of ``size`` contracts would be filled at once, weighted by contracts.
 
         ``side`` is the order's: ``"Buy"`` takes asks, ``"Sell"`` takes bids. None where the book has fewer contracts
-        than that. """
+        than that."""
         if side not in ("Buy", "Sell"):
             raise ValueError(f'side must be "Buy" or "Sell", not {side!r}')
         if size <= 0:
@@ -190,9 +190,16 @@ class BookSnapshot(BookView):
     __slots__ = ("asks", "bids", "stale", "symbol", "timestamp")
 
     def __init__(
-        self, symbol: str, bids: tuple[Level, ...], asks: tuple[Level, ...], stale: bool = False, timestamp: str | None = None
+        self,
+        symbol: str,
+        bids: tuple[Level, ...],
+        asks: tuple[Level, ...],
+        stale: bool = False,
+        timestamp: str | None = None,
     ) -> None:
-        for name, value in zip(("symbol", "bids", "asks", "stale", "timestamp"), (symbol, bids, asks, stale, timestamp), strict=True):
+        for name, value in zip(
+            ("symbol", "bids", "asks", "stale", "timestamp"), (symbol, bids, asks, stale, timestamp), strict=True
+        ):
             object.__setattr__(self, name, value)
 
     def __setattr__(self, name: str, value: Any) -> NoReturn:
@@ -271,7 +278,7 @@ class OrderBook(BookView):
         """Replace all levels by the rows of a partial; the book is not stale then.
 
         Raises ValueError, and changes nothing, for a row that is no level (id int, side Buy or Sell, price a number,
-        size an int above 0). """
+        size an int above 0)."""
         self._take(Levels(rows))
 
     def _take(self, levels: Levels) -> None:
@@ -285,7 +292,7 @@ class OrderBook(BookView):
 
         Raises ValueError for a row that contradicts the book (an update or delete of a level that is not there, an
         insert of one that is) or is no level. What came before that row has been applied then: the book is to be
-        loaded anew. """
+        loaded anew."""
         changes: list[Change] = []
         row: Row = {}
         try:

@@ -2,7 +2,7 @@
 
 Three kinds of tables, each with the same four operations. A row that was handed out is never changed: an update puts
 a fresh dict in the place of the old. What does not fit what is there (an update of a row that is not, an insert of
-one that is, a row without its key columns) is a ValueError in words, before anything was changed by that row. """
+one that is, a row without its key columns) is a ValueError in words, before anything was changed by that row."""
 
 from __future__ import annotations
 
@@ -64,7 +64,9 @@ class Storage:
         self.keys: dict[str, tuple[str, ...]] = {}
         self.tables: dict[str, _Table] = {}
 
-    def open(self, table: str, keys: Sequence[str] | None, attributes: Mapping[str, Any], types: Mapping[str, Any]) -> _Table:
+    def open(
+        self, table: str, keys: Sequence[str] | None, attributes: Mapping[str, Any], types: Mapping[str, Any]
+    ) -> _Table:
         """The table, made anew where it is not there yet or had other keys. ``keys``: as sent with a partial; None:
         as before."""
         found = self.tables.get(table)
@@ -90,7 +92,7 @@ class Storage:
         the running number).
 
         Raises ValueError for orderBookL2 (which is kept by symbol, side and id), for a table that no partial has come
-        for, and for a row that lacks a key column. """
+        for, and for a row that lacks a key column."""
         if table in BOOK_TABLES:
             raise ValueError(f"{table} has no key tuples: its rows are data[{table!r}][symbol][side][id]")
         if table not in self.keys:

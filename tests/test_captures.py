@@ -44,7 +44,10 @@ def books_of(merger: OrderBookMerger) -> dict[str, Any]:
         sides = [[[level.price, level.size] for level in side] for side in (book.bids, book.asks)]
         assert book.best_bid is not None and book.best_ask is not None
         found[symbol] = {
-            "bids": len(book.bids), "asks": len(book.asks), "best_bid": list(book.best_bid), "best_ask": list(book.best_ask),
+            "bids": len(book.bids),
+            "asks": len(book.asks),
+            "best_bid": list(book.best_bid),
+            "best_ask": list(book.best_ask),
             "sha256": hashlib.sha256(json.dumps(sides).encode()).hexdigest(),
         }
     return found
@@ -74,7 +77,9 @@ def test_a_recorded_half_minute_gives_the_known_books_and_counts(with_tables: bo
     assert not any(update.stale for update in updates)
 
 
-@pytest.mark.parametrize("path", sorted((DATA / "messages").glob("*.json")) or ["none"], ids=lambda path: Path(path).stem)
+@pytest.mark.parametrize(
+    "path", sorted((DATA / "messages").glob("*.json")) or ["none"], ids=lambda path: Path(path).stem
+)
 def test_single_messages_of_later_years_are_understood(path: Path) -> None:
     (item,) = Decoder().process(RawMessage(0, path.read_bytes(), str(path)))
     if isinstance(item, TableMessage):

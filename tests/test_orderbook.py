@@ -21,7 +21,9 @@ def level(id: int, side: str, price: Any, size: int) -> dict[str, Any]:
 @pytest.fixture
 def book() -> OrderBook:
     made = OrderBook("XBTUSD")
-    made.load([level(1, "Buy", 99, 10), level(2, "Buy", 98.5, 30), level(3, "Sell", 101, 20), level(4, "Sell", 102.0, 5)])
+    made.load(
+        [level(1, "Buy", 99, 10), level(2, "Buy", 98.5, 30), level(3, "Sell", 101, 20), level(4, "Sell", 102.0, 5)]
+    )
     return made
 
 
@@ -63,7 +65,9 @@ def test_a_price_that_changes_moves_its_level(book: OrderBook) -> None:
         ("update", {"id": 1, "side": "Buy", "size": "many"}),
     ],
 )
-def test_what_contradicts_the_book_or_is_no_level_is_a_value_error(book: OrderBook, action: Any, row: dict[str, Any]) -> None:
+def test_what_contradicts_the_book_or_is_no_level_is_a_value_error(
+    book: OrderBook, action: Any, row: dict[str, Any]
+) -> None:
     before = book.snapshot()
     with pytest.raises(ValueError, match="level"):
         book.apply(action, [row])
@@ -108,7 +112,13 @@ def test_measures_of_the_top_of_the_book(book: OrderBook) -> None:
 
 def test_an_empty_book_has_no_top() -> None:
     empty = OrderBook("XBTUSD")
-    assert (empty.best_bid, empty.best_ask, empty.mid_price, empty.spread, empty.crossed) == (None, None, None, None, False)
+    assert (empty.best_bid, empty.best_ask, empty.mid_price, empty.spread, empty.crossed) == (
+        None,
+        None,
+        None,
+        None,
+        False,
+    )
     assert empty.stale
     assert bool(empty)
 
@@ -120,7 +130,9 @@ def test_decimal_prices_stay_decimal() -> None:
     assert book.vwap("Buy", 5) == Decimal("100.5")
 
 
-changes = st.lists(st.tuples(st.integers(1, 9), st.sampled_from(("Buy", "Sell")), st.integers(1, 5), st.integers(1, 9)), max_size=60)
+changes = st.lists(
+    st.tuples(st.integers(1, 9), st.sampled_from(("Buy", "Sell")), st.integers(1, 5), st.integers(1, 9)), max_size=60
+)
 
 
 @given(changes)

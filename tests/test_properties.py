@@ -1,6 +1,6 @@
 """Random exchanges of partials, deltas and losses: tables and books equal a naive model after every message.
 
-The model is as simple as the rule: a row is of the latest partial that covers it; that partial's source keeps it up to date until
+The model is as simple as the rule: a row is of the latest partial that covers it; its source keeps it up to date until
 its state is lost.
 """
 
@@ -23,7 +23,6 @@ SOURCES = ("ws://one", "ws://two")
 KEYS = {"orderBookL2": ("symbol", "id", "side"), "order": ("orderID",), "trade": ()}
 
 
-
 def a_day(random: Random, length: int) -> Iterator[tuple[Any, ...]]:
     """Mostly sound deltas, many partials, some contradictions and losses."""
     for _ in range(length):
@@ -33,7 +32,9 @@ def a_day(random: Random, length: int) -> Iterator[tuple[Any, ...]]:
             (random.choice(SYMBOLS), random.randint(1, 3), random.choice(("Buy", "Sell")), random.randint(1, 99))
             for _ in range(9)
         ]
-        kind = random.choices(("partial", "sound", "unsound", "disconnected", "lost", "announced"), (20, 70, 3, 2, 3, 2))[0]
+        kind = random.choices(
+            ("partial", "sound", "unsound", "disconnected", "lost", "announced"), (20, 70, 3, 2, 3, 2)
+        )[0]
         if kind == "partial":
             yield "partial", source, table, random.choice((None, *SYMBOLS)), fields[: random.choice((0, 3, 9))]
         elif kind in ("sound", "unsound"):
@@ -88,8 +89,12 @@ class Model:
     def lose(self, source: str, topic: str | None) -> list[str]:
         table, _, symbol = (topic or "").partition(":")
         lost = [
-            p for p in self.partials
-            if p.source == source and p.fresh and (not table or p.table == table) and (not symbol or p.symbol in (None, symbol))
+            p
+            for p in self.partials
+            if p.source == source
+            and p.fresh
+            and (not table or p.table == table)
+            and (not symbol or p.symbol in (None, symbol))
         ]
         for p in lost:
             p.fresh = False
@@ -121,7 +126,9 @@ class Model:
         return {p.topic for p in self.partials if not p.fresh or self.pending[p.source]}
 
     def levels(self, symbol: str, side: str) -> list[tuple[float, int]]:
-        found = [(r["price"], r["size"]) for r in self.rows["orderBookL2"] if r["symbol"] == symbol and r["side"] == side]
+        found = [
+            (r["price"], r["size"]) for r in self.rows["orderBookL2"] if r["symbol"] == symbol and r["side"] == side
+        ]
         return sorted(found, reverse=side == "Buy")
 
 
@@ -165,13 +172,23 @@ class Run:
             return
         if kind == "partial":
             table, symbol, drawn = rest
-            distinct = {(number, side): a_row(table, symbol or s, number, side, size) for s, number, side, size in drawn}
+            distinct = {
+                (number, side): a_row(table, symbol or s, number, side, size) for s, number, side, size in drawn
+            }
             if table == "order":
                 distinct = {(number, ""): row for (number, _), row in distinct.items()}
             filter = {"symbol": symbol} if symbol else {}
             item = TableMessage(
-                table, "partial", list(distinct.values()), self.received, source, KEYS[table], {}, {},
-                {"timestamp": "sorted"} if table == "trade" else {}, filter,
+                table,
+                "partial",
+                list(distinct.values()),
+                self.received,
+                source,
+                KEYS[table],
+                {},
+                {},
+                {"timestamp": "sorted"} if table == "trade" else {},
+                filter,
             )
             model.partial(source, table, symbol, list(distinct.values()))
         elif kind == "delta":
@@ -265,7 +282,9 @@ class Run:
 
 @settings(max_examples=100, deadline=None)
 @given(st.integers(0, 2**32))
-def test_tables_and_books_equal_a_naive_model_after_every_message_and_what_was_handed_out_never_changes(seed: int) -> None:
+def test_tables_and_books_equal_a_naive_model_after_every_message_and_what_was_handed_out_never_changes(
+    seed: int,
+) -> None:
     run = Run()
     for step in a_day(Random(seed), 60):
         run.step(step)

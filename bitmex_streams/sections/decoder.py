@@ -1,7 +1,7 @@
 """`Decoder`: raw messages become table messages and control messages.
 
 A message is decoded in one go into an envelope whose ``data`` must be a list of objects; what has no ``table`` is
-decoded once more as what it is, a control message. Those are rare, so only the first decoding has to be fast. """
+decoded once more as what it is, a control message. Those are rare, so only the first decoding has to be fast."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ class Decoder(Operator):
 
     The text ``pong`` becomes `Pong`; a JSON object of no known kind becomes `Help`. Keys and signatures in the echo
     of an ``authKeyExpires`` command are masked. Of a key that stands twice in an object, the last counts. Marks and
-    items of other kinds pass. """
+    items of other kinds pass."""
 
     def __init__(
         self, number: Callable[[str], Any] | None = None, *, on_error: Literal["stale", "raise"] = "stale"
@@ -95,7 +95,11 @@ class Decoder(Operator):
             return (self._not_a_table(item, None),)
         action, rows = message.action, message.data
         if rows is None or action not in ACTIONS:
-            wrong = "there is no list of rows in `data`" if rows is None else f"the action {repr(action)[:EXCERPT]} is unknown"
+            wrong = (
+                "there is no list of rows in `data`"
+                if rows is None
+                else f"the action {repr(action)[:EXCERPT]} is unknown"
+            )
             return (self._undecodable(item, wrong, table),)
         if self.number is not None:
             self._convert_whole_numbers(table, rows, message.types)
@@ -103,8 +107,16 @@ class Decoder(Operator):
             return (TableMessage(table, action, rows, item.received, item.source),)
         return (
             TableMessage(
-                table, action, rows, item.received, item.source,
-                message.keys, message.types, message.foreignKeys, message.attributes, message.filter,
+                table,
+                action,
+                rows,
+                item.received,
+                item.source,
+                message.keys,
+                message.types,
+                message.foreignKeys,
+                message.attributes,
+                message.filter,
             ),
         )
 
@@ -160,8 +172,12 @@ def _control(content: dict[str, Any], received: int, source: str) -> Any:
         if isinstance(error, dict):  # {"error": {"message": ..., "name": ...}}, as the REST API words it
             error = error.get("message", error)
         return ErrorMessage(
-            str(error), received, source,
-            status if isinstance(status, int) else None, meta if isinstance(meta, dict) else None, request,
+            str(error),
+            received,
+            source,
+            status if isinstance(status, int) else None,
+            meta if isinstance(meta, dict) else None,
+            request,
         )
     if content.get("success") is True:
         if isinstance(topic := content.get("subscribe"), str):
@@ -173,13 +189,23 @@ def _control(content: dict[str, Any], received: int, source: str) -> Any:
     if "cancelTime" in content:
         cancel_time = content["cancelTime"]
         return CancelAllAfter(
-            received, source, str(content.get("now", "")), cancel_time if isinstance(cancel_time, str) else None, request
+            received,
+            source,
+            str(content.get("now", "")),
+            cancel_time if isinstance(cancel_time, str) else None,
+            request,
         )
     if "info" in content and ("version" in content or "docs" in content or "limit" in content):
         limit = content.get("limit")
         return Welcome(
-            received, source, str(content["info"]), str(content.get("version", "")), str(content.get("timestamp", "")),
-            str(content.get("docs", "")), content.get("heartbeatEnabled") is True, limit if isinstance(limit, dict) else None,
+            received,
+            source,
+            str(content["info"]),
+            str(content.get("version", "")),
+            str(content.get("timestamp", "")),
+            str(content.get("docs", "")),
+            content.get("heartbeatEnabled") is True,
+            limit if isinstance(limit, dict) else None,
         )
     if str(content.get("op", "")).lower().startswith("authkey"):  # a server that echoes the bare command
         content = {**content, "args": "***"}

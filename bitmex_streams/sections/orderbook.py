@@ -38,7 +38,7 @@ class OrderBookMerger(Operator):
     ``crossed_messages`` messages of that book and at least ``crossed_seconds`` (on ``received``). Then each book of
     the topic puts out one `BookUpdate` with ``stale`` and the last known top, ``resync(topic)`` is asked for a new
     partial, and deltas are dropped until it has come. When a connection is lost, ``book.stale`` is set at once, ahead
-    of the stream. """
+    of the stream."""
 
     def __init__(
         self,
@@ -117,7 +117,9 @@ class OrderBookMerger(Operator):
             concerned = self._coverage.concerned(item.source, item.topic)
             # Also of what is stale already: the undecodable message may have been the new partial.
             table = (item.topic or "").partition(":")[0]
-            self._ask([topic.name for topic in concerned] or ([item.topic] if item.topic and table == self.table else []))
+            self._ask(
+                [topic.name for topic in concerned] or ([item.topic] if item.topic and table == self.table else [])
+            )
             return self._stale(lost, item.received)
         return () if kind in CONSUMED else (item,)
 
@@ -153,7 +155,9 @@ class OrderBookMerger(Operator):
             book.stale = ahead
             self._crossed.pop(symbol, None)
             updates.append(
-                BookUpdate(symbol, book.best_bid, book.best_ask, None, False, book.timestamp, received, book, self.table)
+                BookUpdate(
+                    symbol, book.best_bid, book.best_ask, None, False, book.timestamp, received, book, self.table
+                )
             )
             if not ahead:
                 self._wake(symbol)
@@ -214,7 +218,9 @@ class OrderBookMerger(Operator):
         for symbol, of_symbol in by_symbol.items():
             for update in self._apply_to(symbol, item, of_symbol, tops):
                 (stale if update.stale else told).append(update)
-        if stale:  # a message is applied whole or not at all: what it brought to a topic before the contradiction is not told
+        if (
+            stale
+        ):  # a message is applied whole or not at all: what it brought to a topic before the contradiction is not told
             lost = {update.symbol for update in stale}
             for update in told:
                 if update.symbol not in tops and update.symbol in lost:
@@ -250,7 +256,5 @@ class OrderBookMerger(Operator):
             book.stale = True
             self._crossed.pop(book.symbol, None)
             bid, ask = (tops or {}).get(book.symbol) or (book.best_bid, book.best_ask)
-            updates.append(
-                BookUpdate(book.symbol, bid, ask, None, True, book.timestamp, received, book, self.table)
-            )
+            updates.append(BookUpdate(book.symbol, bid, ask, None, True, book.timestamp, received, book, self.table))
         return updates

@@ -60,7 +60,7 @@ class TableApplier(Operator):
         """What cannot be trusted right now: the reason by topic (``table`` or ``table:symbol``). A fresh dict.
 
         It is ahead of the stream where a connection was lost; a topic leaves it with a partial that came after the
-        loss. """
+        loss."""
         found: dict[str, str] = {}
         for topic in self._coverage:
             reason = self._coverage.announced(topic.source) or topic.stale
@@ -98,7 +98,15 @@ class TableApplier(Operator):
             return self._contradicted(concerned or [topic], f"a partial cannot be taken: {error}", message.received)
         self._coverage.cover(topic)
         update = TableUpdate(
-            table, "partial", rows, message.received, source, rows, opened.keys, filter, "",
+            table,
+            "partial",
+            rows,
+            message.received,
+            source,
+            rows,
+            opened.keys,
+            filter,
+            "",
             self._coverage.generation.get(source, 0),
         )
         if before is None or opened is before:
@@ -130,13 +138,23 @@ class TableApplier(Operator):
             if whole is not None:
                 rows.append(whole)
                 delta.append(row)
-        if lost:  # a message is applied whole or not at all: what it brought to a topic before the contradiction is not told
+        if (
+            lost
+        ):  # a message is applied whole or not at all: what it brought to a topic before the contradiction is not told
             told = [index for index, row in enumerate(delta) if find(table, row) not in lost]
             rows, delta = [rows[index] for index in told], [delta[index] for index in told]
         if not rows:
             return stale
         update = TableUpdate(
-            table, action, rows, message.received, source, delta, store.keys, None, "",
+            table,
+            action,
+            rows,
+            message.received,
+            source,
+            delta,
+            store.keys,
+            None,
+            "",
             self._coverage.generation.get(source, 0),
         )
         return [update, *stale] if stale else (update,)
@@ -158,6 +176,14 @@ class TableApplier(Operator):
     def _stale(self, topic: Topic, received: int) -> TableUpdate:
         store = self.storage.tables.get(topic.table)
         return TableUpdate(
-            topic.table, "stale", (), received, topic.source, (), store.keys if store else (), topic.filter, topic.stale,
+            topic.table,
+            "stale",
+            (),
+            received,
+            topic.source,
+            (),
+            store.keys if store else (),
+            topic.filter,
+            topic.stale,
             self._coverage.generation.get(topic.source, 0),
         )

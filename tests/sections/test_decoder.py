@@ -40,25 +40,54 @@ def decode(data: Any, decoder: Decoder | None = None) -> Any:
 
 
 def test_a_delta_and_a_partial_become_table_messages() -> None:
-    delta = {"table": "trade", "action": "insert", "data": [{"symbol": "XBTUSD", "price": 31964, "homeNotional": 0.5}], "new": 1}
+    delta = {
+        "table": "trade",
+        "action": "insert",
+        "data": [{"symbol": "XBTUSD", "price": 31964, "homeNotional": 0.5}],
+        "new": 1,
+    }
     assert decode(delta) == TableMessage("trade", "insert", delta["data"], 7, SOURCE)  # type: ignore[arg-type]
     partial = {
-        "table": "trade", "action": "partial", "keys": [], "types": {"price": "float"}, "foreignKeys": {"symbol": "instrument"},
-        "attributes": {"timestamp": "sorted"}, "filter": {"symbol": "XBTUSD"}, "data": [],
+        "table": "trade",
+        "action": "partial",
+        "keys": [],
+        "types": {"price": "float"},
+        "foreignKeys": {"symbol": "instrument"},
+        "attributes": {"timestamp": "sorted"},
+        "filter": {"symbol": "XBTUSD"},
+        "data": [],
     }
     assert decode(json.dumps(partial).encode()) == TableMessage(
-        "trade", "partial", [], 7, SOURCE, [], {"price": "float"}, {"symbol": "instrument"}, {"timestamp": "sorted"}, {"symbol": "XBTUSD"}
+        "trade",
+        "partial",
+        [],
+        7,
+        SOURCE,
+        [],
+        {"price": "float"},
+        {"symbol": "instrument"},
+        {"timestamp": "sorted"},
+        {"symbol": "XBTUSD"},
     )
 
 
 def test_control_messages_become_what_they_are() -> None:
     request = {"op": "subscribe", "args": ["trade"]}
     welcome = {
-        "info": "Welcome", "version": "2", "timestamp": "t", "docs": "d", "heartbeatEnabled": False, "limit": {"remaining": 3}
+        "info": "Welcome",
+        "version": "2",
+        "timestamp": "t",
+        "docs": "d",
+        "heartbeatEnabled": False,
+        "limit": {"remaining": 3},
     }
     assert decode(welcome) == Welcome(7, SOURCE, "Welcome", "2", "t", "d", False, {"remaining": 3})
-    assert decode({"success": True, "subscribe": "trade", "request": request}) == Subscribed("trade", 7, SOURCE, request)
-    assert decode({"success": True, "unsubscribe": "trade", "request": request}) == Unsubscribed("trade", 7, SOURCE, request)
+    assert decode({"success": True, "subscribe": "trade", "request": request}) == Subscribed(
+        "trade", 7, SOURCE, request
+    )
+    assert decode({"success": True, "unsubscribe": "trade", "request": request}) == Unsubscribed(
+        "trade", 7, SOURCE, request
+    )
     assert decode({"status": 400, "error": "No.", "meta": {}, "request": request}) == ErrorMessage(
         "No.", 7, SOURCE, 400, {}, request
     )
@@ -74,8 +103,12 @@ def test_control_messages_become_what_they_are() -> None:
 def test_keys_and_signatures_are_masked_wherever_they_are_echoed(caplog: pytest.LogCaptureFixture) -> None:
     command = {"op": "authKeyExpires", "args": [KEY, 1518064236, SIGNATURE]}
     answers: list[Any] = [
-        {"success": True, "request": command}, {"status": 401, "error": "Invalid", "request": command}, {"request": command},
-        command, json.dumps({"success": True, "request": command})[:-2], {"success": True, "subscribe": "order", "request": command},
+        {"success": True, "request": command},
+        {"status": 401, "error": "Invalid", "request": command},
+        {"request": command},
+        command,
+        json.dumps({"success": True, "request": command})[:-2],
+        {"success": True, "subscribe": "order", "request": command},
     ]
     items = [decode(answer) for answer in answers]
     assert [type(item) for item in items] == [Authenticated, ErrorMessage, Help, Help, StateLost, Subscribed]
@@ -123,7 +156,9 @@ def test_numbers_can_be_decimals_also_where_a_price_is_whole() -> None:
     partial = {"table": "order", "action": "partial", "types": {"avgPx": "float", "size": "long"}, "data": rows}
     first, second = decode(partial, decoder).rows
     assert [(type(value), value) for value in (first["price"], second["price"], second["avgPx"])] == [
-        (Decimal, Decimal(31964)), (Decimal, Decimal("31964.5")), (Decimal, Decimal(2))
+        (Decimal, Decimal(31964)),
+        (Decimal, Decimal("31964.5")),
+        (Decimal, Decimal(2)),
     ]
     assert type(first["size"]) is int
     (row,) = decode({"table": "order", "action": "update", "data": [{"avgPx": 3}]}, decoder).rows
@@ -147,7 +182,22 @@ json_values = st.recursive(
     max_leaves=5,
 )
 names = st.sampled_from(
-    ("table", "action", "data", "keys", "types", "filter", "info", "docs", "success", "error", "subscribe", "request", "cancelTime", "op")
+    (
+        "table",
+        "action",
+        "data",
+        "keys",
+        "types",
+        "filter",
+        "info",
+        "docs",
+        "success",
+        "error",
+        "subscribe",
+        "request",
+        "cancelTime",
+        "op",
+    )
 )
 words = st.sampled_from(("trade", "insert", "partial", True, "authKeyExpires", [], [{}], {}))
 
@@ -156,7 +206,16 @@ words = st.sampled_from(("trade", "insert", "partial", True, "authKeyExpires", [
 def test_whatever_json_comes_nothing_but_documented_items_come_out(data: Any, number: Any) -> None:
     item = decode(json.dumps(data, ensure_ascii=False).encode("utf-8", "replace"), Decoder(number))
     assert isinstance(
-        item, TableMessage | Welcome | Subscribed | Unsubscribed | Authenticated | CancelAllAfter | ErrorMessage | Help | StateLost
+        item,
+        TableMessage
+        | Welcome
+        | Subscribed
+        | Unsubscribed
+        | Authenticated
+        | CancelAllAfter
+        | ErrorMessage
+        | Help
+        | StateLost,
     )
 
 

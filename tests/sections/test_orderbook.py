@@ -1,4 +1,4 @@
-"""The order book merger: one update per symbol and message, and stale is said once, at once on the book and in its turn at the tap."""
+"""The order book merger: one update per symbol and message; stale is said once: on the book at once, at the tap in turn."""
 
 from __future__ import annotations
 
@@ -21,7 +21,9 @@ def level(price: float, side: str, size: int, symbol: str = "XBTUSD", **more: An
     return {"symbol": symbol, "id": int(10_000 - price * 10), "side": side, "size": size, "price": price, **more}
 
 
-def partial(*rows: Row, filter: dict[str, Any] | None = None, table: str = "orderBookL2", received: int = 1) -> TableMessage:
+def partial(
+    *rows: Row, filter: dict[str, Any] | None = None, table: str = "orderBookL2", received: int = 1
+) -> TableMessage:
     return TableMessage(table, "partial", rows, received, SOURCE, ["symbol", "id", "side"], {}, {}, {}, filter or {})
 
 
@@ -40,7 +42,13 @@ def test_a_partial_and_deltas_become_updates_with_their_own_top() -> None:
     books = OrderBookMerger()
     assert apply(books, delta("insert", BID)) == []
     (first,) = apply(books, partial(BID, ASK, filter={"symbol": "XBTUSD"}))
-    assert (first.symbol, first.best_bid, first.best_ask, first.changes, first.stale) == ("XBTUSD", (99, 10), (101, 20), None, False)
+    assert (first.symbol, first.best_bid, first.best_ask, first.changes, first.stale) == (
+        "XBTUSD",
+        (99, 10),
+        (101, 20),
+        None,
+        False,
+    )
     (update,) = apply(books, delta("update", level(99, "Buy", 11, timestamp="2026-01-01T00:00:00.000Z"), received=7))
     assert (update.best_bid, update.changes, update.received) == ((99, 11), (("Buy", 99.0, 11),), 7)
     assert update.timestamp == "2026-01-01T00:00:00.000Z"
@@ -56,7 +64,9 @@ def test_a_partial_of_the_whole_table_announces_the_books_that_have_become_empty
     apply(books, partial(BID, level(5, "Buy", 1, "ETHUSD")))
     updates = apply(books, partial(level(6, "Buy", 2, "ETHUSD"), level(7, "Sell", 2, "SOLUSDT")))
     assert [(u.symbol, u.best_bid, u.best_ask, u.changes) for u in updates] == [
-        ("ETHUSD", (6, 2), None, None), ("SOLUSDT", None, (7, 2), None), ("XBTUSD", None, None, None)
+        ("ETHUSD", (6, 2), None, None),
+        ("SOLUSDT", None, (7, 2), None),
+        ("XBTUSD", None, None, None),
     ]
 
 
@@ -71,27 +81,40 @@ def test_a_contradiction_makes_every_book_of_the_topic_stale_once_with_the_last_
     feed(partial(BID, ASK, level(5, "Buy", 1, "ETHUSD")))
     stale = feed(delta("insert", level(100, "Buy", 5), BID, received=9))
     assert [(u.symbol, u.best_bid, u.best_ask, u.changes, u.stale, u.received) for u in stale] == [
-        ("XBTUSD", (99, 10), (101, 20), None, True, 9), ("ETHUSD", (5, 1), None, None, True, 9)
+        ("XBTUSD", (99, 10), (101, 20), None, True, 9),
+        ("ETHUSD", (5, 1), None, None, True, 9),
     ]
     assert asked == ["orderBookL2"]
     assert all(book.stale for book in books.books.values())
-    assert feed(delta("update", BID)) == feed(delta("delete", level(3, "Buy", 1))) == feed(Disconnected(10, SOURCE)) == []
+    assert (
+        feed(delta("update", BID)) == feed(delta("delete", level(3, "Buy", 1))) == feed(Disconnected(10, SOURCE)) == []
+    )
     (fresh, _) = feed(partial(BID, ASK))
     assert (fresh.stale, fresh.book.stale, fresh.best_bid) == (False, False, (99, 10))
 
 
 def test_marks_of_the_connection_become_stale_books() -> None:
-    for mark in (Disconnected(5, SOURCE), StateLost(5, SOURCE, "garbage"), StateLost(5, SOURCE, "?", "orderBookL2:XBTUSD")):
+    for mark in (
+        Disconnected(5, SOURCE),
+        StateLost(5, SOURCE, "garbage"),
+        StateLost(5, SOURCE, "?", "orderBookL2:XBTUSD"),
+    ):
         books = OrderBookMerger()
         apply(books, partial(BID, ASK, filter={"symbol": "XBTUSD"}))
-        assert [(u.symbol, u.stale, u.best_ask, u.received) for u in apply(books, mark)] == [("XBTUSD", True, (101, 20), 5)]
+        assert [(u.symbol, u.stale, u.best_ask, u.received) for u in apply(books, mark)] == [
+            ("XBTUSD", True, (101, 20), 5)
+        ]
         assert apply(books, mark) == []
 
 
 def test_marks_of_others_concern_no_book() -> None:
     books = OrderBookMerger()
     apply(books, partial(BID, ASK, filter={"symbol": "XBTUSD"}))
-    for mark in (Disconnected(5, "ws://two"), StateLost(5, SOURCE, "?", "trade"), StateLost(5, SOURCE, "?", "orderBookL2:ETHUSD")):
+    for mark in (
+        Disconnected(5, "ws://two"),
+        StateLost(5, SOURCE, "?", "trade"),
+        StateLost(5, SOURCE, "?", "orderBookL2:ETHUSD"),
+    ):
         assert apply(books, mark) == []
     assert apply(books, TableUpdate("trade", "stale", (), 5, SOURCE)) == []
     assert apply(books, delta("update", BID, source="ws://two")) == []
@@ -159,7 +182,12 @@ def test_the_25_levels_table_has_a_merger_of_its_own() -> None:
 
 def test_other_tables_and_control_messages_end_here_and_foreign_items_pass() -> None:
     books = OrderBookMerger()
-    assert apply(books, TableMessage("trade", "insert", [{}], 1)) == apply(books, Pong(1)) == apply(books, Connected(1)) == []
+    assert (
+        apply(books, TableMessage("trade", "insert", [{}], 1))
+        == apply(books, Pong(1))
+        == apply(books, Connected(1))
+        == []
+    )
     foreign: Any = object()
     assert apply(books, foreign) == [foreign]
 

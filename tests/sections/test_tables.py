@@ -23,7 +23,9 @@ ONE, TWO = "ws://one", "ws://two"
 XBT, ETH = {"symbol": "XBTUSD", "lastPrice": 1.0}, {"symbol": "ETHUSD", "lastPrice": 2.0}
 
 
-def partial(rows: list[Row], filter: dict[str, Any] | None = None, source: str = ONE, table: str = "instrument") -> TableMessage:
+def partial(
+    rows: list[Row], filter: dict[str, Any] | None = None, source: str = ONE, table: str = "instrument"
+) -> TableMessage:
     return TableMessage(table, "partial", rows, 1, source, ["symbol"], {}, {}, {}, filter or {})
 
 
@@ -74,7 +76,9 @@ def test_two_accounts_of_two_connections_live_side_by_side_in_one_table() -> Non
     rows = [{"account": number, "symbol": "XBTUSD", "currentQty": number} for number in (1, 2)]
     for row, source in zip(rows, (ONE, TWO), strict=True):
         keys = ["account", "symbol"]
-        apply(tables, TableMessage("position", "partial", [row], 1, source, keys, {}, {}, {}, {"account": row["account"]}))
+        apply(
+            tables, TableMessage("position", "partial", [row], 1, source, keys, {}, {}, {}, {"account": row["account"]})
+        )
     assert list(tables.storage.data["position"].values()) == rows
     (update,) = apply(tables, delta("update", {**rows[1], "currentQty": 5}, source=TWO, table="position"))
     assert update.rows == [{**rows[1], "currentQty": 5}]
@@ -156,9 +160,12 @@ def test_a_partial_that_cannot_be_taken_is_a_loss_of_what_it_would_have_covered(
 def test_a_table_with_other_keys_than_before_starts_anew() -> None:
     tables = TableApplier()
     apply(tables, partial([ETH], {"symbol": "ETHUSD"}))
-    message = TableMessage("instrument", "partial", [XBT], 1, ONE, ["symbol", "lastPrice"], {}, {}, {}, {"symbol": "XBTUSD"})
+    message = TableMessage(
+        "instrument", "partial", [XBT], 1, ONE, ["symbol", "lastPrice"], {}, {}, {}, {"symbol": "XBTUSD"}
+    )
     assert [(update.action, update.filter) for update in apply(tables, message)] == [
-        ("stale", {"symbol": "ETHUSD"}), ("partial", {"symbol": "XBTUSD"})
+        ("stale", {"symbol": "ETHUSD"}),
+        ("partial", {"symbol": "XBTUSD"}),
     ]
     assert dict(tables.storage.data["instrument"]) == {("XBTUSD", 1.0): XBT}
 

@@ -176,8 +176,10 @@ SCHEMAS: dict[str, Schema] = {
                   timestamp: rebalanceTimestamp
                   timespan: rebalanceInterval
                   float: prevClosePrice limitDownPrice limitUpPrice
-                  long: prevTotalVolume totalVolume volume volume24h prevTotalTurnover totalTurnover turnover turnover24h
-                  float: homeNotional24h foreignNotional24h prevPrice24h vwap highPrice lowPrice lastPrice lastPriceProtected
+                  long: prevTotalVolume totalVolume volume volume24h
+                  long: prevTotalTurnover totalTurnover turnover turnover24h
+                  float: homeNotional24h foreignNotional24h prevPrice24h vwap highPrice lowPrice
+                  float: lastPrice lastPriceProtected
                   symbol: lastTickDirection
                   float: lastChangePcnt bidPrice midPrice askPrice impactBidPrice impactMidPrice impactAskPrice
                   boolean: hasLiquidity
@@ -668,7 +670,7 @@ class MarketTables:
             "fairBasisRate": round(row["fundingRate"] * 3 * 365, 6), "indicativeFundingRate": funding,
             "openValue": instrument.value(row["openInterest"], instrument.nearest_ticks(mark)),
             "impactBidPrice": impact_bid, "impactAskPrice": impact_ask,
-            "impactMidPrice": None if impact_bid is None or impact_ask is None else round((impact_bid + impact_ask) / 2, 4),
+            "impactMidPrice": round((impact_bid + impact_ask) / 2, 4) if impact_bid and impact_ask else None,
         })  # fmt: skip
 
     def _impact_price(self, side: Side) -> float | None:

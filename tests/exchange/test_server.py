@@ -1,6 +1,6 @@
 """The exchange's side of the protocol, over real websockets on loopback."""
 
-# ruff: noqa: ASYNC110, ASYNC220 - what is waited for is in a server or another process, and has no event to wait on
+# ruff: noqa: ASYNC110 - what is waited for is in a server or another process, and has no event to wait on
 
 import json
 from datetime import UTC, datetime

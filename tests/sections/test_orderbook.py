@@ -1,4 +1,4 @@
-"""The order book merger: one update per symbol and message; stale is said once: on the book at once, at the tap in turn."""
+"""The order book merger: one update per symbol and message; stale is said once, at the tap in its turn."""
 
 from __future__ import annotations
 

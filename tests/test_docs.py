@@ -17,7 +17,8 @@ from typing import NamedTuple
 
 import pytest
 
-import bitmex_streams
+import bitmex_streams.exchange
+import bitmex_streams.rows
 
 ROOT = Path(__file__).parent.parent
 PAGES = [ROOT / "README.md", ROOT / "CHANGELOG.md", *sorted((ROOT / "docs").rglob("*.md"))]
@@ -111,4 +112,5 @@ def test_every_public_name_is_in_the_reference():
                 documented.update(importlib.import_module(identifier).__all__)
             except ModuleNotFoundError:
                 documented.add(identifier.rpartition(".")[2])
-    assert set(bitmex_streams.__all__) <= documented | {"__version__"}
+    for public in (bitmex_streams, bitmex_streams.exchange, bitmex_streams.rows):
+        assert set(public.__all__) <= documented, public.__name__

@@ -375,7 +375,6 @@ class MarketTables:
         self._settlement_price = settlement_price
         instrument = self._instrument = market.instrument
         self._symbol = instrument.symbol
-        self._time = time
         self._timestamp = iso(time)
         self._last_ticks: int | None = None
         self._last_direction = "PlusTick"
@@ -457,7 +456,6 @@ class MarketTables:
 
     def on_event(self, event: MarketEvent) -> None:
         """Bring all tables up to date and publish what changed."""
-        self._time = event.time
         self._timestamp = iso(event.time)
         if event.fills:
             self._publish_trades(event.fills)
@@ -652,7 +650,7 @@ class MarketTables:
 
         There is no outside market: the index follows the middle of the book, slowly.
         """
-        self._time, self._timestamp = time, iso(time)
+        self._timestamp = iso(time)
         engine, instrument, row = self.market.engine, self._instrument, self._row
         bid, ask = engine.best_bid, engine.best_ask
         if bid is not None and ask is not None:
@@ -687,7 +685,7 @@ class MarketTables:
 
     def on_minute(self, time: int) -> None:
         """Close the bins that end now."""
-        self._time, self._timestamp = time, iso(time)
+        self._timestamp = iso(time)
         for size, minutes in BIN_MINUTES.items():
             if time % (minutes * MINUTE) == 0:
                 trade_bin = self._bins[size]
@@ -731,7 +729,7 @@ class MarketTables:
 
     def on_funding(self, time: int) -> None:
         """The funding interval has passed: the rate that was announced is paid."""
-        self._time, self._timestamp = time, iso(time)
+        self._timestamp = iso(time)
         funding = self._funding_row(time, self._row["fundingRate"])
         self.fundings.append(funding)
         self._feed.publish("funding", self._symbol, "insert", [funding])

@@ -14,7 +14,7 @@ def main() -> None:
 
         app()
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
+        if (error.name or "").partition(".")[0] not in ("typer", "rich"):
             raise
         sys.exit('bitmex-streams needs typer and rich, of the extra "cli": pip install "bitmex_streams[cli]"')
     except KeyboardInterrupt:  # before or after the work: while it lasts, signals end it in order

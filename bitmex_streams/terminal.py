@@ -154,12 +154,14 @@ def tops(books: Iterable[OrderBook]) -> Table:
     return made
 
 
-def newest(name: str, rows: Sequence[Row], width: int) -> Table:
+def newest(name: str, rows: Sequence[Row], width: int) -> Table | Text:
     """Rows of a table, and of their columns those that fit."""
-    plain = (column for row in rows[:1] for column, value in row.items() if isinstance(value, str | int | float))
+    if not rows:
+        return Text(f"{name}: no rows\n", "bold")
+    plain = (column for column, value in rows[0].items() if isinstance(value, str | int | float))
     columns = (COLUMNS.get(name) or tuple(plain))[: max(1, width // 14)]
     numeric = {column for row in rows for column in columns if isinstance(row.get(column), int | float)}
-    made = table(name if rows else f"{name}: no rows", *columns, right=numeric)
+    made = table(name, *columns, right=numeric)
     for row in rows:
         made.add_row(*(Text(number(row.get(column))) for column in columns), style=COLORS.get(row.get("side", "")))
     return made

@@ -1,0 +1,475 @@
+"""The command line, as its users run it: in processes of its own, in pipes, on a terminal, with signals."""
+
+import contextlib
+import fcntl
+import gzip
+import json
+import os
+import pty
+import re
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from bitmex_streams.exchange import Session, Simulation
+
+ROOT = Path(__file__).parent.parent
+COMMAND = [sys.executable, "-m", "bitmex_streams"]
+START = 1_767_225_600_000_000_000  # 2026-01-01T00:00Z
+SECOND = 1_000_000_000
+TOPICS = ["orderBookL2:XBTUSD", "trade:XBTUSD", "orderBookL2_25:ETHUSD", "instrument:ETHUSD"]
+PATIENCE = 30
+
+
+def run(*arguments, code=0):
+    """Run a command to its end; what it wrote to stdout and stderr."""
+    ended = subprocess.run(
+        [*COMMAND, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=PATIENCE
+    )
+    assert "Traceback" not in ended.stderr, ended.stderr
+    assert ended.returncode == code, ended
+    return ended.stdout, ended.stderr
+
+
+@contextlib.contextmanager
+def running(*arguments):
+    """A command that runs, its stdout and stderr in pipes."""
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
+    with subprocess.Popen([*COMMAND, *map(str, arguments)], cwd=ROOT, **pipes) as process:
+        try:
+            yield process
+        finally:
+            if process.poll() is None:
+                process.kill()
+
+
+class Terminal:
+    """A command on a terminal of its own."""
+
+    def __init__(self, *arguments, columns=100, lines=40):
+        self.master, slave = pty.openpty()
+        fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
+        self.process = subprocess.Popen(
+            [*COMMAND, *map(str, arguments)], cwd=ROOT, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
+            env={**os.environ, "TERM": "xterm-256color"},
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that ^C is a Ctrl-C
+        )  # fmt: skip
+        os.close(slave)
+        self.raw = ""
+
+    @property
+    def shown(self):
+        """What was written, without bold and colors."""
+        return re.sub(r"\x1b\[[\d;]*m", "", self.raw)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *exc_info):
+        if self.process.poll() is None:
+            self.process.kill()
+            self.process.wait()
+        os.close(self.master)
+
+    def read_until(self, seen):
+        """Read until ``seen(shown)`` or the end of the command; whether it was seen."""
+        deadline = time.monotonic() + PATIENCE
+        while not seen(self.shown):
+            assert time.monotonic() < deadline, self.shown[-5000:]
+            if select.select([self.master], [], [], 0.1)[0]:
+                try:
+                    data = os.read(self.master, 65536)
+                except OSError:  # EIO: the other side is closed
+                    data = b""
+                if not data:
+                    return False
+                self.raw += data.decode(errors="replace")
+        return True
+
+    def end(self):
+        """Read to the end; the exit status."""
+        self.read_until(lambda shown: False)
+        return self.process.wait(PATIENCE)
+
+
+# --- recordings of the exchange, in the archive format ---
+
+
+class Recorded:
+    """What an exchange says to one client: ``lines`` of (time in ns, text), the ``simulation`` as it is in the end."""
+
+    def __init__(self):
+        self.simulation = Simulation(["XBTUSD", "ETHUSD"], seed=7, start_time=START, rate=200, levels=30)
+        self.lines = []
+        self.connect()
+
+    def connect(self):
+        self.session = Session(self.simulation.feed, self.simulation.tables, self._write)
+        self.session.welcome(self.simulation.now, 39)
+        self.session.receive(json.dumps({"op": "subscribe", "args": TOPICS}))
+
+    def disconnect(self):
+        self.session.close()
+        self.lines.append((self.simulation.now, None))
+
+    def go_on(self, seconds):
+        for _ in range(seconds * 10):
+            self.simulation.advance(0.1)
+
+    def _write(self, text):
+        self.lines.append((self.simulation.now // 100 * 100, text))  # as exact as the format
+
+    @property
+    def messages(self):
+        return [json.loads(text) for _, text in self.lines if text is not None]
+
+    def bytes(self):
+        return "".join(_archived(received, text) for received, text in self.lines).encode()
+
+    def top(self, symbol):
+        market = self.simulation.markets[symbol]
+        return [float(market.instrument.price(ticks)) for ticks in (market.engine.best_bid, market.engine.best_ask)]
+
+
+def _archived(received, text):
+    if text is None:
+        return "\n"
+    seconds, fraction = divmod(received, SECOND)
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(seconds))}.{fraction // 100:07d}Z {text}\n"
+
+
+@pytest.fixture(scope="module")
+def recorded():
+    made = Recorded()
+    made.go_on(10)
+    return made
+
+
+@pytest.fixture(scope="module")
+def recording(recorded, tmp_path_factory):
+    path = tmp_path_factory.mktemp("recordings") / "a.ndjson.gz"
+    path.write_bytes(gzip.compress(recorded.bytes()))
+    return path
+
+
+# --- replay ---
+
+
+def test_replay_counts_messages_and_rows_and_ends_with_the_books_of_the_exchange(recorded, recording):
+    out, err = run("replay", "--json", recording)
+    assert err == ""
+    report = json.loads(out)
+    messages, rows = Counter(), Counter()
+    for message in recorded.messages:
+        if "table" in message:
+            messages[message["table"], message["action"]] += 1
+            rows[message["table"], message["action"]] += len(message["data"])
+    counted = {(table, action): n for table, actions in report["tables"].items() for action, n in actions.items()}
+    assert {key: n["messages"] for key, n in counted.items()} == messages
+    assert {key: n["rows"] for key, n in counted.items()} == rows
+    assert report["answers"] == {"Welcome": 1, "Subscribed": len(TOPICS)}
+    assert (report["start"], report["end"]) == (recorded.lines[0][0], recorded.lines[-1][0])
+    assert (report["gaps"], report["undecodable"], report["stale"]) == ([], [], {})
+    tops = {book["symbol"]: [book["best_bid"][0], book["best_ask"][0]] for book in report["books"]}
+    assert tops == {symbol: recorded.top(symbol) for symbol in ("XBTUSD", "ETHUSD")}
+
+
+def test_replay_prints_tables_that_fit_whatever_they_are_piped_into(recorded, recording):
+    out, _ = run("replay", recording)
+    assert f"{len(recorded.messages):,} messages in" in out
+    assert re.search(r"orderBookL2_25 +update +[\d,]+ +[\d,]+", out)
+    bid, ask = (f"{price:,g}" if price < 100_000 else price for price in recorded.top("ETHUSD"))
+    assert re.search(rf"ETHUSD .* {re.escape(bid)} +{re.escape(ask)} ", out), (bid, ask, out)
+    assert "…" not in out
+
+
+def test_replay_tells_gaps_and_what_could_not_be_decoded(tmp_path):
+    made = Recorded()
+    made.go_on(2)
+    made.disconnect()
+    made.go_on(3)
+    made.connect()
+    made.go_on(1)
+    made.lines.append((made.simulation.now, '{"table":"trade","action":"insert","data":7}'))
+    path = tmp_path / "gap.ndjson"
+    path.write_bytes(made.bytes())
+    out, _ = run("replay", path)
+    assert re.search(r"disconnected at 2026-01-01T00:00:0[12]\S+Z, for 3\.\d+ s", out), out
+    assert f"gap.ndjson, line {len(made.lines)}: cannot be decoded" in out
+    assert "stale at the end: " in out
+    report = json.loads(run("replay", "--json", path)[0])
+    assert [gap["end"] - gap["start"] for gap in report["gaps"]] == [pytest.approx(3 * SECOND, abs=0.3 * SECOND)]
+    assert list(report["stale"]) == ["trade:XBTUSD"]
+
+
+def test_replay_of_a_damaged_recording_tells_what_was_good_and_then_what_is_wrong(recorded, recording, tmp_path):
+    damaged = tmp_path / "damaged.gz"
+    damaged.write_bytes(recording.read_bytes()[:-2000])
+    out, err = run("replay", "--json", damaged, code=1)
+    counted = json.loads(out)["tables"]["orderBookL2"]["update"]["messages"]
+    assert 0 < counted <= sum(message.get("action") == "update" for message in recorded.messages)
+    assert re.fullmatch(rf"bitmex-streams: {re.escape(str(damaged))}.* line \d+.*truncated.*\n", err), err
+
+
+def test_replay_of_several_files_goes_as_far_as_they_are_there(recorded, recording, tmp_path):
+    lines = recorded.bytes().splitlines(keepends=True)
+    first, second = tmp_path / "1.ndjson", tmp_path / "2.ndjson.gz"
+    first.write_bytes(b"".join(lines[:100]))
+    second.write_bytes(gzip.compress(b"".join(lines[100:])))
+    assert run("replay", "--json", first, second) == run("replay", "--json", recording)
+    out, err = run("replay", "--json", first, tmp_path / "3", second, code=1)
+    assert json.loads(out)["end"] == recorded.lines[99][0]
+    assert err == f"bitmex-streams: {tmp_path / '3'} cannot be read: No such file or directory\n"
+
+
+def test_replay_shows_a_progress_bar_on_a_terminal_and_takes_it_away(recording):
+    with Terminal("replay", recording) as terminal:
+        assert terminal.end() == 0
+    before, _, after = terminal.shown.partition(" messages in ")
+    assert "a.ndjson.gz" in before and "kB" in before
+    assert "order books" in after and "a.ndjson.gz" not in after
+
+
+# --- watch, in a pipe ---
+
+
+def test_watch_in_a_pipe_gives_each_change_as_a_line_of_json_in_order(recorded, recording):
+    out, err = run("watch", "--replay", recording)
+    assert err == ""
+    lines = [json.loads(line) for line in out.splitlines()]
+    assert [line["table"] for line in lines] == [m["table"] for m in recorded.messages if "table" in m]
+    assert [line["received"] for line in lines] == sorted(line["received"] for line in lines)
+    last = {line["symbol"]: line for line in lines if "best_bid" in line}
+    assert {symbol: [line["best_bid"][0], line["best_ask"][0]] for symbol, line in last.items()} == {
+        symbol: recorded.top(symbol) for symbol in ("XBTUSD", "ETHUSD")
+    }
+    assert set(last["XBTUSD"]) == {"table", "symbol", "best_bid", "best_ask", "stale", "timestamp", "received"}
+    trades = [row for line in lines if line["table"] == "trade" for row in line["rows"]]
+    assert trades == [row for m in recorded.messages if m.get("table") == "trade" for row in m["data"]]
+
+
+def test_watch_narrows_a_recording_to_the_topics_given(recording):
+    def watched(*topics):
+        lines = map(json.loads, run("watch", "--replay", recording, *topics)[0].splitlines())
+        return {(line["table"], line["symbol"] if "symbol" in line else line["rows"][0]["symbol"]) for line in lines}
+
+    assert watched("trade", "orderBookL2_25:ETHUSD") == {("trade", "XBTUSD"), ("orderBookL2_25", "ETHUSD")}
+    assert watched("trade:ETHUSD", "instrument") == {("instrument", "ETHUSD")}
+
+
+def test_watch_marks_what_is_stale_after_a_disconnect(tmp_path):
+    made = Recorded()
+    made.disconnect()
+    path = tmp_path / "lost.ndjson"
+    path.write_bytes(made.bytes() + b"\n")
+    lines = [json.loads(line) for line in run("watch", "--replay", path)[0].splitlines()]
+    assert {line["symbol"] for line in lines if line.get("stale")} == {"XBTUSD", "ETHUSD"}
+    assert {line["table"] for line in lines if line.get("action") == "stale"} == {"trade", "instrument"}
+
+
+def test_watch_of_a_damaged_recording_gives_the_good_lines_and_then_the_error(recorded, recording, tmp_path):
+    damaged = tmp_path / "damaged"
+    damaged.write_bytes(recorded.bytes() + _archived(START, '{"table":"tra').encode())
+    out, err = run("watch", "--replay", damaged, code=1)
+    assert out == run("watch", "--replay", recording)[0]
+    assert err.startswith(f"bitmex-streams: {damaged}, line {len(recorded.lines) + 1} ")
+
+
+def test_watch_without_arguments_shows_a_moving_book_of_the_embedded_exchange():
+    since = time.monotonic()
+    with running("watch") as watching:
+        tops = set()
+        tables = set()
+        while len(tops) < 3 or "trade" not in tables:
+            line = json.loads(watching.stdout.readline())
+            tables.add(line["table"])
+            if line["table"] == "orderBookL2":
+                assert line["symbol"] == "XBTUSD" and line["best_bid"] < line["best_ask"] and not line["stale"]
+                tops.add((*line["best_bid"], *line["best_ask"]))
+    assert time.monotonic() - since < 10
+
+
+@pytest.mark.parametrize("command", [["watch"], ["exchange"]], ids=" ".join)
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["Ctrl-C", "SIGTERM"])
+def test_a_signal_ends_a_command_without_a_word(command, number, code):
+    with running(*command) as process:
+        assert process.stdout.readline()
+        since = time.monotonic()
+        process.send_signal(number)
+        _, err = process.communicate(timeout=PATIENCE)
+        assert process.returncode == code
+        assert err == "" or (err.startswith("Until Ctrl-C") and err.count("\n") == 1)
+        assert time.monotonic() - since < 5
+
+
+def test_ctrl_c_ends_a_watch_whose_reader_has_stalled():
+    with running("watch", "orderBookL2", "instrument", "--json") as process:
+        assert process.stdout.readline()
+        time.sleep(1)
+        process.send_signal(signal.SIGINT)
+        assert process.wait(PATIENCE) == 130
+
+
+@pytest.mark.parametrize("count", [0, 3])
+def test_a_pipe_that_closes_ends_a_watch_without_a_word(count):
+    with running("watch") as process:
+        for _ in range(count):
+            assert process.stdout.readline()
+        process.stdout.close()
+        assert process.stderr.read() == ""
+        assert process.wait(PATIENCE) == 0
+
+
+def test_a_pipe_that_closes_ends_a_replay_without_a_word(recording):
+    read, write = os.pipe()
+    os.close(read)
+    command = [*COMMAND, "replay", str(recording)]
+    ended = subprocess.run(command, cwd=ROOT, stdout=write, stderr=subprocess.PIPE, text=True, timeout=PATIENCE)
+    os.close(write)
+    assert (ended.returncode, ended.stderr) == (0, "")
+
+
+# --- exchange, and watch over a network ---
+
+
+def test_watch_follows_an_exchange_in_another_process_and_tells_when_that_is_closed():
+    with running("exchange", "--symbols", "ETHUSD,SOLUSDT", "--seed", "night", "--rate", "100") as exchange:
+        url = exchange.stdout.readline().strip()
+        assert re.fullmatch(r"ws://127\.0\.0\.1:\d+/realtime", url)
+        with running("watch", "--network", url, "orderBookL2_25", "trade:ETHUSD") as watching:
+            lines = [json.loads(watching.stdout.readline()) for _ in range(20)]
+            seen = {(line["table"], line.get("symbol")) for line in lines}
+            assert seen >= {("orderBookL2_25", "ETHUSD"), ("orderBookL2_25", "SOLUSDT"), ("trade", None)}
+            exchange.send_signal(signal.SIGINT)
+            assert exchange.wait(PATIENCE) == 130
+            out, err = watching.communicate(timeout=PATIENCE)
+            assert watching.returncode == 1
+            ends = [json.loads(line) for line in out.splitlines()[-3:]]
+            assert [line.get("stale", line.get("action")) for line in ends] == [True, True, "stale"]
+            assert err.startswith("bitmex-streams: ") and url in err and "1001" in err and err.count("\n") == 1
+
+
+def test_what_the_exchange_refuses_is_told_in_its_words():
+    _, err = run("watch", "trade:XBTUSD", "trade:NOSUCH", code=1)
+    refusal = "refused to subscribe 'trade:NOSUCH' with status 400: Unknown or expired symbol."
+    assert err == f"bitmex-streams: the exchange {refusal}\n"
+
+
+def test_a_port_in_use_is_told():
+    with running("exchange") as first:
+        port = first.stdout.readline().rpartition(":")[2].partition("/")[0]
+        out, err = run("exchange", "--port", port, code=1)
+        assert out == ""
+        assert err == f"bitmex-streams: cannot listen on 127.0.0.1, port {port}: Address already in use\n"
+
+
+def test_a_refused_connection_is_told():
+    _, err = run("watch", "--network", "ws://127.0.0.1:1/realtime", code=1)
+    assert err.startswith("bitmex-streams: ") and "ws://127.0.0.1:1/realtime" in err and "refused" in err
+
+
+# --- wrong arguments ---
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        (["watch", "orderbook:XBTUSD"], "there is no table 'orderbook': did you mean orderBookL2:XBTUSD?"),
+        (["watch", "Trade"], "did you mean trade?"),
+        (["watch", "zzz:XBTUSD"], "there is no table 'zzz': there are announcement, chat,"),
+        (["watch", "trade:", "chat"], "'trade:' is not a topic"),
+        (["watch", "margin"], "margin is a table of one account: it takes an API key"),
+        (["watch", "--network", "moonnet"], "'moonnet' is no network: say 'mainnet' or 'testnet'"),
+        (["watch", "--network", "https://example.com"], "'https://example.com' is not a websocket URL"),
+        (["watch", "--network", "testnet", "--replay", "x"], "give one of --network and --replay"),
+        (["watch", "--speed", "2"], "only a recording has a speed"),
+        (["watch", "--replay", "x", "--speed", "0"], "speed is a positive number"),
+        (["exchange", "--symbols", "XBTUSD,DOGE"], "DOGE; the exchange lists XBTUSD"),
+        (["exchange", "--port", "70000"], "65535"),
+        (["exchange", "--rate", "-1"], "must be a number of events a second"),
+        (["replay"], "Missing argument 'FILE...'"),
+        (["trade"], "No such command 'trade'"),
+    ],
+    ids=lambda value: " ".join(value) if isinstance(value, list) else "",
+)
+def test_a_wrong_argument_gets_a_sentence(arguments, sentence):
+    out, err = run(*arguments, code=2)
+    assert out == ""
+    assert sentence in err
+
+
+def test_without_arguments_the_commands_are_listed():
+    ended = subprocess.run(COMMAND, cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert all(command in ended.stdout + ended.stderr for command in ("watch", "exchange", "replay"))
+
+
+@pytest.mark.parametrize("missing", ["typer", "rich"])
+def test_without_the_extra_one_sentence_names_it(missing):
+    code = f"import sys; sys.modules[{missing!r}] = None; from bitmex_streams.__main__ import main; main()"
+    ended = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, timeout=PATIENCE)
+    assert ended.returncode == 1
+    assert ended.stderr.count("\n") == 1 and 'pip install "bitmex_streams[cli]"' in ended.stderr
+
+
+# --- watch, on a terminal ---
+
+
+def mids(shown):
+    return set(re.findall(r"mid ([\d,.]+)", shown))
+
+
+def test_watch_on_a_terminal_shows_a_ladder_that_moves_and_leaves_the_terminal_as_it_was():
+    with Terminal("watch") as terminal:
+        assert terminal.read_until(lambda shown: len(mids(shown)) >= 3)
+        os.write(terminal.master, b"\x03")
+        assert terminal.end() == 130
+    shown = terminal.shown
+    assert "connected to ws://127.0.0.1:" in shown and "messages/s" in shown
+    assert "spread" in shown and "trade" in shown and "MinusTick" in shown
+    assert "Traceback" not in shown and "^C" in shown
+    assert shown.rindex("\x1b[?1049l") > shown.rindex("\x1b[?1049h")  # the alternate screen was left
+    assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")  # the cursor is back
+    assert len(mids(shown[shown.rindex("\x1b[?1049l"):])) == 1  # the last view stays
+
+
+def test_watch_on_a_terminal_paces_a_recording_and_ends_with_it(recorded, recording):
+    with Terminal("watch", "--replay", recording, "--speed", "5") as terminal:
+        since = time.monotonic()
+        assert terminal.end() == 0
+        assert 1.5 < time.monotonic() - since < 10
+    last = terminal.shown[terminal.shown.rindex("\x1b[?1049l"):]
+    bid, ask = recorded.top("XBTUSD")
+    assert f"XBTUSD  mid {(bid + ask) / 2:,}" in last
+    assert "ETHUSD  mid" in last and "trade" in last and "instrument" in last
+
+
+def test_watch_on_a_narrow_terminal_gives_each_book_a_line(recording):
+    with Terminal("watch", "--replay", recording, "--speed", "100", columns=60, lines=20) as terminal:
+        assert terminal.end() == 0
+    assert "order books" in terminal.shown and "spread" not in terminal.shown
+
+
+def test_watch_without_a_book_shows_the_newest_rows():
+    with Terminal("watch", "quote:XBTUSD", "chat") as terminal:
+        assert terminal.read_until(lambda shown: "bidSize" in shown and "chat: no rows" in shown)
+        terminal.process.terminate()
+        assert terminal.end() == 143
+    assert "mid" not in terminal.shown
+
+
+def test_an_error_is_told_below_the_last_view(recorded, tmp_path):
+    damaged = tmp_path / "damaged"
+    damaged.write_bytes(recorded.bytes() + b"{")
+    with Terminal("watch", "--replay", damaged, "--speed", "50") as terminal:
+        assert terminal.end() == 1
+    last = terminal.shown[terminal.shown.rindex("\x1b[?1049l"):]
+    assert "XBTUSD  mid" in last
+    assert re.search(rf"bitmex-streams: \S+damaged, line {len(recorded.lines) + 1} ", last)

@@ -28,20 +28,28 @@ import typer
 from rich.live import Live
 from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TimeRemainingColumn
 
-from .errors import BitMEXStreamsError
+from . import (
+    BitMEXStreamsError,
+    BookUpdate,
+    Connected,
+    Connection,
+    Decoder,
+    Disconnected,
+    Operator,
+    OrderBook,
+    OrderBookMerger,
+    Pipeline,
+    Replay,
+    Source,
+    StateLost,
+    SymbolFilter,
+    TableApplier,
+    TableMessage,
+    TableUpdate,
+    Tap,
+)
 from .exchange import DEFAULT_SYMBOLS, open_exchange
-from .messages import BookUpdate, Connected, Disconnected, StateLost, TableMessage, TableUpdate
-from .operator import Operator, Source
-from .orderbook import OrderBook
-from .pipeline import Pipeline
 from .protocol import PRIVATE_TABLES, PUBLIC_TABLES, check_topic
-from .sections.connection import Connection
-from .sections.decoder import Decoder
-from .sections.filters import SymbolFilter
-from .sections.orderbook import OrderBookMerger
-from .sections.replay import Replay
-from .sections.tables import TableApplier
-from .tap import Tap
 from .terminal import Terminal, View, table, tops
 from .timestamps import to_iso
 
@@ -380,13 +388,14 @@ def _print_report(summary: Summary, tables: TableApplier, books: list[OrderBook]
     terminal = Terminal()
     start, end = summary.times[0], summary.times[-1]
     total = summary.messages.total() + len(summary.undecodable)
-    terminal.print(f"{total:,} messages in {(end - start) / 1e9:,.3f} s, from {to_iso(start)} to {to_iso(end)}")
-    counts = table("", "table", "action", "messages", "rows", right=("messages", "rows"))
+    terminal.print(f"{total:,} messages in {(end - start) / 1e9:,.3f} s, from {to_iso(start)} to {to_iso(end)}\n")
+    counts = table("tables", "table", "action", "messages", "rows", right=("messages", "rows"))
     for key, messages in sorted(summary.messages.items()):
-        counts.add_row(*key, f"{messages:,}", f"{summary.rows[key]:,}" if key in summary.rows else "")
-    terminal.print(counts)
+        rows = f"{summary.rows[key]:,}" if key in summary.rows else ""
+        counts.add_row(key[0] or "(answers)", key[1], f"{messages:,}", rows)
+    terminal.print(counts, "", sep="\n")
     if books:
-        terminal.print(tops(books))
+        terminal.print(tops(books, terminal.width), "", sep="\n")
     for gap in summary.gaps:
         lasted = "to the end" if gap["end"] is None else f"for {(gap['end'] - (gap['start'] or 0)) / 1e9:,.3f} s"
         terminal.print(f"disconnected at {to_iso(gap['start'] or 0)}, {lasted}")

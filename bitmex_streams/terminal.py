@@ -25,6 +25,7 @@ from .timestamps import to_iso
 __all__ = ["Terminal", "View", "table", "tops"]
 
 LADDER_WIDTH = 40
+TOPS_WIDTH = 96
 MAX_DEPTH = 15
 COLUMNS: dict[str, tuple[str, ...]] = {  # of tables with more than fit
     "trade": ("timestamp", "symbol", "side", "size", "price", "tickDirection"),
@@ -89,18 +90,21 @@ class View:
         books = [book for merger in self._books for book in merger.books.values()]
         others = [name for name in storage.tables if name not in BOOK_TABLES]
         parts: list[Any] = [self._status()]
-        lines = height - 3
+        lines = height - 2  # the status may take two; each table: a blank line, title, head, rule, and its rows
         if books and len(books) * LADDER_WIDTH <= width:
-            depth = max(1, min(MAX_DEPTH, (lines * 2 // 3 if others else lines) // 2 - 3))
-            parts.append(Columns([ladder(book, depth) for book in books]))
+            room = max(lines // 2, lines - 9 * len(others))
+            depth = max(1, min(MAX_DEPTH, (room - 5) // 2))
+            parts += "", Columns([ladder(book, depth) for book in books])
             lines -= 2 * depth + 5
         elif books:
-            parts.append(tops(books[: max(1, lines // 2)]))
+            books = books[: max(1, lines // 2)]
+            parts += "", tops(books, width)
             lines -= len(books) + 4
         for name in others:
             rows = storage.data[name]
-            count = max(1, lines // len(others) - 4)
-            parts.append(newest(name, [rows[key] for key in islice(reversed(rows), count)], width))
+            keys = reversed(rows) if "timestamp" in storage.keys[name] else iter(rows)
+            shown = islice(keys, max(1, lines // len(others) - 4))
+            parts += "", latest(name, [rows[key] for key in shown], width)
         return Group(*parts)
 
     def _status(self) -> Text:
@@ -118,7 +122,7 @@ class View:
 
 def table(title: str, *columns: str, right: Iterable[str] = ()) -> Table:
     """An empty table; the columns in ``right`` are numbers."""
-    made = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(title=Text(title), title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, show_edge=False)
     for column in columns:
         made.add_column(column, justify="right" if column in right else "left", no_wrap=True)
     return made
@@ -141,23 +145,27 @@ def ladder(book: OrderBook, depth: int) -> Table:
     return made
 
 
-def tops(books: Iterable[OrderBook]) -> Table:
-    """The best bid and ask of each book, a line each."""
+def tops(books: Iterable[OrderBook], width: int) -> Table:
+    """The best bid and ask of each book, a line each; where there is room, how many levels it has, and its time."""
     numbers = ("bids", "bid size", "bid", "ask", "ask size", "asks")
-    made = table("order books", "symbol", *numbers, "timestamp", right=numbers)
+    wide = width >= TOPS_WIDTH
+    columns = (*numbers, "timestamp") if wide else (*numbers[1:5], "")
+    made = table("order books", "symbol", *columns, right=numbers)
     for book in books:
         bid, ask = book.best_bid, book.best_ask
-        bid_cells = (f"{bid.size:,}", number(bid.price)) if bid else ("-", "-")
-        ask_cells = (number(ask.price), f"{ask.size:,}") if ask else ("-", "-")
-        state = "stale" if book.stale else book.timestamp or ""
-        made.add_row(book.symbol, f"{len(book.bids):,}", *bid_cells, *ask_cells, f"{len(book.asks):,}", state)
+        bid_cells: tuple[str, ...] = (f"{bid.size:,}", number(bid.price)) if bid else ("-", "-")
+        ask_cells: tuple[str, ...] = (number(ask.price), f"{ask.size:,}") if ask else ("-", "-")
+        if wide:
+            bid_cells, ask_cells = (f"{len(book.bids):,}", *bid_cells), (*ask_cells, f"{len(book.asks):,}")
+        state = "stale" if book.stale else book.timestamp if wide else ""
+        made.add_row(book.symbol, *bid_cells, *ask_cells, state)
     return made
 
 
-def newest(name: str, rows: Sequence[Row], width: int) -> Table | Text:
+def latest(name: str, rows: Sequence[Row], width: int) -> Table | Text:
     """Rows of a table, and of their columns those that fit."""
     if not rows:
-        return Text(f"{name}: no rows\n", "bold")
+        return Text(f"{name}: no rows", "bold")
     plain = (column for column, value in rows[0].items() if isinstance(value, str | int | float))
     columns = (COLUMNS.get(name) or tuple(plain))[: max(1, width // 14)]
     numeric = {column for row in rows for column in columns if isinstance(row.get(column), int | float)}

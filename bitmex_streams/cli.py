@@ -192,7 +192,7 @@ async def _until_signal(work: Callable[[], Awaitable[None]]) -> int:
             except Exception as error:  # raised below: a nursery would make a group of it
                 failed = error
             nursery.cancel_scope.cancel()
-    if failed is not None:
+    if failed is not None and not status:  # Ctrl-C ends a reader of our pipe too: then that is no error of its own
         raise failed
     return status
 

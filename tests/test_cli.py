@@ -22,6 +22,7 @@ import pytest
 from bitmex_streams.exchange import Session, Simulation
 
 ROOT = Path(__file__).parent.parent
+DATA = Path(os.environ.get("BITMEX_STREAMS_DATA") or ROOT.parent / "shared" / "data")
 COMMAND = [sys.executable, "-m", "bitmex_streams"]
 START = 1_767_225_600_000_000_000  # 2026-01-01T00:00Z
 SECOND = 1_000_000_000
@@ -180,6 +181,23 @@ def test_replay_counts_messages_and_rows_and_ends_with_the_books_of_the_exchange
     assert (report["gaps"], report["undecodable"], report["stale"]) == ([], [], {})
     tops = {book["symbol"]: [book["best_bid"][0], book["best_ask"][0]] for book in report["books"]}
     assert tops == {symbol: recorded.top(symbol) for symbol in ("XBTUSD", "ETHUSD")}
+
+
+@pytest.mark.parametrize("name", ["bitmex-2021-07-22.ws.gz", "bitmex-2021-07-22.ndjson.gz"])
+def test_replay_tells_what_is_in_a_real_recording(name):
+    path = DATA / "captures" / name
+    if not path.exists():
+        pytest.skip(f"no recording at {path}: set BITMEX_STREAMS_DATA to where the captures are")
+    report = json.loads(run("replay", "--json", path)[0])
+    expected = json.loads((path.parent / "bitmex-2021-07-22.expected.json").read_text())
+    counted = {
+        table: {action: [n["messages"], n["rows"]] for action, n in actions.items()}
+        for table, actions in report["tables"].items()
+    }
+    assert counted == expected["messages"]
+    keys = ("bids", "asks", "best_bid", "best_ask")
+    tops = {book["symbol"]: [book[key] for key in keys] for book in report["books"]}
+    assert tops == {symbol: [book[key] for key in keys] for symbol, book in expected["books"].items()}
 
 
 def test_replay_prints_tables_that_fit_whatever_they_are_piped_into(recorded, recording):

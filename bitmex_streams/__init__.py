@@ -5,8 +5,8 @@ The public names. The embedded exchange stands in `bitmex_streams.exchange`, the
 """
 
 try:
-    import slurry as _slurry
-    import slurry_websocket as _slurry_websocket
+    import slurry as _slurry  # noqa: F401
+    import slurry_websocket as _slurry_websocket  # noqa: F401
 except ImportError as error:
     import sys as _sys
 

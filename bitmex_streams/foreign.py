@@ -26,10 +26,10 @@ from slurry.environments import ProcessSection, ThreadSection
 from slurry.sections.abc import Section
 
 from .errors import ProcessDied
-from .inbox import Inbox, OutputClosed
+from .inbox import Inbox
 from .tap import Tap
 
-__all__ = ["GROUPS", "holds_cancelled", "one_error", "pump_iterable", "pump_section", "real_error"]
+__all__ = ["pump_iterable", "pump_section"]
 
 
 async def pump_iterable(iterable: AsyncIterable[Any], output: Inbox) -> None:
@@ -179,48 +179,3 @@ def _refine_in_child(section: ProcessSection, receiver: Pipe | None, sender: Pip
         put("error", (None, text))
     else:
         put("end", None)
-
-
-# --- errors ---
-
-GROUPS: tuple[type[BaseException], ...] = (BaseExceptionGroup,)
-"""The exceptions that hold exceptions."""
-if isinstance(multi_error := vars(trio).get("MultiError"), type):  # trio 0.21, which knows no builtin groups
-    GROUPS += (multi_error,)
-
-
-def real_error(error: BaseException, *, output_closed: bool = False) -> BaseException | None:
-    """What of an exception is an error: without `trio.Cancelled`, `OutputClosed`, and groups that hold less than two.
-
-    ``output_closed``: whether the section was told that its output is closed; then any BrokenResourceError is that,
-    echoed. Returns None where nothing is left, the exception itself where nothing was taken away; trio's MultiError
-    becomes a builtin ExceptionGroup.
-    """
-    if isinstance(error, GROUPS):
-        parts: tuple[BaseException, ...] = error.exceptions  # type: ignore[attr-defined]
-        real = [left for part in parts if (left := real_error(part, output_closed=output_closed)) is not None]
-        if len(real) < 2:
-            return real[0] if real else None
-        if isinstance(error, BaseExceptionGroup):
-            if len(real) == len(parts) and all(map(_is, real, parts)):
-                return error
-            return error.derive(real).with_traceback(error.__traceback__)
-        return BaseExceptionGroup("several errors", real)
-    echo = output_closed and isinstance(error, trio.BrokenResourceError)
-    return None if echo or isinstance(error, (trio.Cancelled, OutputClosed)) else error
-
-
-def holds_cancelled(error: BaseException) -> bool:
-    """Whether a cancellation is (somewhere in) ``error``."""
-    if isinstance(error, GROUPS):
-        return any(map(holds_cancelled, error.exceptions))  # type: ignore[attr-defined]
-    return isinstance(error, trio.Cancelled)
-
-
-def _is(one: object, other: object) -> bool:
-    return one is other
-
-
-def one_error(errors: list[BaseException]) -> BaseException:
-    """One error as itself, several as a builtin (Base)ExceptionGroup."""
-    return errors[0] if len(errors) == 1 else BaseExceptionGroup("several sections failed", errors)

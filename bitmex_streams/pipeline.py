@@ -22,7 +22,7 @@ from typing import Any, Literal, TypeAlias
 import trio
 from slurry.sections.abc import Section
 
-from .foreign import holds_cancelled, one_error, real_error
+from .nurseries import background, real_error
 from .operator import Operator, Source
 from .run import Run, Stage, name_of
 from .tap import BATCH, Block, DropNewest, DropOldest, Latest, OverflowPolicy, Tap
@@ -82,38 +82,20 @@ class Pipeline:
     @classmethod
     @contextlib.asynccontextmanager
     async def _open(cls, sections: Sequence[Any]) -> AsyncIterator[Pipeline]:
-        raised: BaseException | None = None
         family = _Family()
+
+        async def leave() -> None:
+            family.leaving = True
+
         try:
-            async with trio.open_nursery() as nursery:
+            async with background(leave, family.errors) as nursery:
                 family.body = nursery.cancel_scope
                 pipeline = cls(*sections, nursery=nursery, enabled=trio.Event(), family=family)
                 nursery.start_soon(pipeline._main)
-                try:
-                    yield pipeline
-                except BaseException as error:
-                    raised = error
-                family.leaving = True
-                nursery.cancel_scope.cancel()
-        except BaseException as error:  # of a task that the user started in our nursery
-            if isinstance(error, GeneratorExit):
-                raise
-            family.record(error)
+                yield pipeline
         finally:
             for member in family.members:
                 member._end_all_taps()
-        cancelled = False
-        errors = family.errors
-        if raised is not None:
-            left = real_error(raised) if holds_cancelled(raised) else raised
-            cancelled = left is not raised
-            if left is not None:
-                errors = [left, *(error for error in errors if error is not left)]
-        if errors:
-            _raise(one_error(errors))
-        if cancelled:
-            # The cancellation that ended the body was ours, or of a scope around us: that one strikes again here.
-            await trio.lowlevel.checkpoint_if_cancelled()
 
     # --- the public face ------------------------------------------------------------------------------------------
 
@@ -334,15 +316,6 @@ class _Family:
     def cancel_body(self) -> None:
         if self.body is not None:
             self.body.cancel()
-
-
-def _raise(error: BaseException) -> None:
-    """Raise an error as it is: its context is what it was, not the cancellation that we raise it after."""
-    context = error.__context__
-    try:
-        raise error
-    finally:
-        error.__context__ = context
 
 
 # --- the sections of a pipeline ---

@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 import trio
 from slurry.sections.abc import Section
 
-from .foreign import GROUPS, pump_iterable, pump_section, real_error
+from .foreign import pump_iterable, pump_section
 from .inbox import Inbox
+from .nurseries import GROUPS, real_error
 from .operator import Operator, Source, StreamClock
 from .tap import BATCH, Block, OverflowPolicy, Tap
 

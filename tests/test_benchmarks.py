@@ -1,4 +1,7 @@
-"""The benchmarks run, and every book in them is exact (they check that themselves). What they measure is nobody's test."""
+"""The benchmarks run, and every book in them is exact (they check that themselves).
+
+What they measure is nobody's test.
+"""
 
 import subprocess
 import sys

@@ -14,6 +14,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import datetime
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs, urlsplit
 
@@ -23,6 +24,7 @@ from trio_websocket import ConnectionClosed, wrap_server_stream
 from wsproto.utilities import LocalProtocolError
 
 from ..inbox import Inbox
+from ..nurseries import background
 from .simulation import SECOND, Simulation
 from .tables import PRIVATE_TABLES, SCHEMAS, Feed, Tables, iso, topic_name
 
@@ -359,7 +361,8 @@ async def open_exchange(
     cut off.
 
     Raises ValueError for arguments that make no sense and OSError where it cannot listen. When the context is left, or
-    cancelled, clients are told (close code 1001; for at most a second), and connections and listener are closed.
+    cancelled, clients are told (close code 1001; for at most a second), and connections and listener are closed. What
+    the body raises passes untouched.
     """
     if start_time is not None and start_time.tzinfo is None:
         raise ValueError(
@@ -379,13 +382,7 @@ async def open_exchange(
     listeners = await trio.open_tcp_listeners(port, host=host)
     address = listeners[0].socket.getsockname()
     exchange.url = f"ws://{f'[{host}]' if ':' in host else host}:{address[1]}/realtime"
-    async with trio.open_nursery() as nursery:
+    async with background(exchange.say_goodbye) as nursery:
         nursery.start_soon(exchange.run)
-        nursery.start_soon(trio.serve_listeners, exchange.serve_stream, listeners)
-        try:
-            yield exchange
-        finally:
-            try:
-                await exchange.say_goodbye()
-            finally:
-                nursery.cancel_scope.cancel()
+        nursery.start_soon(partial(trio.serve_listeners, exchange.serve_stream, listeners))
+        yield exchange

@@ -21,6 +21,7 @@ import trio
 from ..errors import ConnectionClosed, SubscriptionError
 from ..inbox import Inbox, OutputClosed
 from ..messages import Connected, Disconnected, RawMessage, StateLost
+from ..nurseries import background
 from ..operator import Source
 from ..protocol import PRIVATE_TABLES, PUBLIC_TABLES, ClientProtocol, Refused, check_topic
 from ..transport import (
@@ -192,21 +193,12 @@ class Connection(Source):
             raise RuntimeError(f"{self!r} is open already: a Connection can be opened once at a time; make another one")
         session = self._session = _Session(self)
         self._ended = False
-        error: BaseException | None = None
         try:
-            async with trio.open_nursery() as nursery:
+            async with background(session.leave) as nursery:
                 nursery.start_soon(session.run, input)
-                try:
-                    yield session
-                except BaseException as exc:  # raised below: a nursery would make a group of it
-                    error = exc
-                session.stop()
-                with trio.CancelScope(shield=True):
-                    await session.over.wait()
+                yield session
         finally:
             self._session = None
-        if error is not None:
-            raise error
 
     # --- between the user's calls and the session ---
 
@@ -295,11 +287,13 @@ class _Session:
         """See `Batches.receive`."""
         return await self.inbox.take()
 
-    def stop(self) -> None:
+    async def leave(self) -> None:
         """The consumer has left."""
         self._stopping = True
         self.inbox.shut()
         self._work.cancel()
+        with trio.CancelScope(shield=True):
+            await self.over.wait()
 
     def wake_writer(self) -> None:
         """Have the writer look at what the protocol has to say."""

@@ -1,58 +1,69 @@
 """Running sections that are not ours: slurry's, and users'. Here stand the cures for what slurry's sections do on
 their own.
 
-* A ``ThreadSection`` that waits for input when it is cancelled hangs on trio 0.21, where `trio.from_thread.run` is
-  not cancelled with its host: its channels are closed under it instead.
-* A ``ProcessSection`` gets a pump of our own: bounded, its exceptions and its death are raised, its process ends with
-  the section.
-* Combiners raise (on current trio: nested groups of) BrokenResourceError once nobody wants their output: that is an
-  end, no error.
+* A ``ThreadSection`` that waits for input when it is cancelled hangs on trio 0.21, where `trio.from_thread.run` is not
+cancelled with its host: its channels are closed under it instead. * A ``ProcessSection`` gets a pump of our own:
+bounded, its exceptions and its death are raised, its process ends with the section. * Combiners run the sections they
+are given by themselves, uncured: they get them wrapped. * Combiners raise (on current trio: nested groups of)
+BrokenResourceError once nobody wants their output: that is an end, no error (see nurseries.py).
 """
 
 from __future__ import annotations
 
 import contextlib
+import copy
+import math
 import multiprocessing
+import os
 import pickle
 import signal
+import sys
 import traceback
 import warnings
-from collections.abc import AsyncIterable, AsyncIterator, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
 from multiprocessing.connection import Connection as Pipe
 from typing import Any
 
 import trio
 from slurry.environments import ProcessSection, ThreadSection
+from slurry.sections import Chain, Merge, Zip, ZipLatest
 from slurry.sections.abc import Section
 
 from .errors import ProcessDied
 from .inbox import Inbox
-from .tap import Tap
+from .nurseries import background
+from .tap import Block, Tap
 
-__all__ = ["pump_iterable", "pump_section"]
+__all__ = ["SECTION_BUFFER", "pump_iterable", "pump_section"]
+
+SECTION_BUFFER = 16
+"""How many items wait before and behind a section that is not ours."""
 
 
 async def pump_iterable(iterable: AsyncIterable[Any], output: Inbox) -> None:
     """Run an async iterable, and close it. Putting is a checkpoint, also where the iterable never awaits."""
+    iterator = aiter(iterable)
     try:
-        async for item in iterable:
+        async for item in iterator:
             await output.put(item)
     finally:
         if isinstance(iterable, Tap):
             iterable.close()
-        elif hasattr(iterable, "aclose"):
-            await iterable.aclose()
+        else:
+            for closable in [iterator] if iterable is iterator else [iterator, iterable]:
+                if hasattr(closable, "aclose"):
+                    await closable.aclose()
 
 
 async def pump_section(section: Section, input: Tap | None, output: Inbox) -> None:
     """Run a section from its input to ``output``, until it returns, raises, or is cancelled."""
     if isinstance(section, ProcessSection) and type(section).pump is ProcessSection.pump:
-        await _pump_process(section, input, output)
+        await _Child(section).pump(input, output)
     elif isinstance(section, ThreadSection):
         async with _closed_on_cancel(input, output):
             await section.pump(input, output.put)
     else:
-        await section.pump(input, output.put)
+        await _with_cured_sources(section).pump(input, output.put)
 
 
 @contextlib.asynccontextmanager
@@ -73,109 +84,237 @@ async def _closed_on_cancel(input: Tap | None, output: Inbox) -> AsyncIterator[N
         nursery.cancel_scope.cancel()
 
 
+# --- combiners ---
+
+
+class _Cured(Section):
+    """A section that a combiner of slurry's is to run, as we run it."""
+
+    def __init__(self, section: Section) -> None:
+        self.section = section
+
+    async def pump(self, input: Any, output: Callable[[Any], Awaitable[None]]) -> None:
+        inbox = Inbox(SECTION_BUFFER)
+        pressed: set[Block] = set()
+        buffer = Block(SECTION_BUFFER, math.inf, 0, pressed)
+
+        async def feed() -> None:
+            async for item in input:
+                buffer.put(item)
+                await buffer.room()
+                if buffer.closed:
+                    return
+            buffer.end()
+
+        async def run() -> None:
+            tap = Tap(buffer)
+            try:
+                await pump_section(self.section, tap if input else None, inbox)
+            except Exception as error:
+                inbox.close(error)  # behind what was put out before
+            finally:
+                tap.close()
+                inbox.close()
+
+        async def leave() -> None:
+            inbox.shut()
+
+        async with background(leave) as nursery:
+            nursery.start_soon(run)
+            if input:
+                nursery.start_soon(feed)
+            with contextlib.suppress(trio.EndOfChannel):
+                while True:
+                    for item in await inbox.take():
+                        await output(item)
+
+
+def _with_cured_sources(section: Section) -> Section:
+    """A combiner whose sources are cured; any other section as it is."""
+    if not isinstance(section, Chain | Merge | Zip | ZipLatest):
+        return section
+    combiner = copy.copy(section)
+    combiner.sources = _cured(tuple(section.sources))
+    if isinstance(section, ZipLatest):
+        monitor = section.monitor
+        combiner.monitor = _cured(monitor if isinstance(monitor, tuple | list) else (monitor,))
+    return combiner
+
+
+def _cured(source: Any) -> Any:
+    if isinstance(source, tuple | list):
+        return tuple(map(_cured, source))
+    needs_it = isinstance(source, ThreadSection | ProcessSection | Chain | Merge | Zip | ZipLatest)
+    return _Cured(source) if needs_it else source
+
+
 # --- processes ---
 
 
-async def _pump_process(section: ProcessSection, input: Tap | None, output: Inbox) -> None:
-    context = multiprocessing.get_context()
-    child_input, to_child = context.Pipe(duplex=False)
-    from_child, child_output = context.Pipe(duplex=False)
-    process = context.Process(
-        target=_refine_in_child, args=(section, child_input if input is not None else None, child_output)
-    )
-    with warnings.catch_warnings():
-        # "multi-threaded, use of fork() may lead to deadlocks": trio's idle worker threads hold no locks.
-        warnings.simplefilter("ignore", DeprecationWarning)
-        process.start()
-    child_input.close()
-    child_output.close()
+class _Child:
+    """A ``ProcessSection`` at work in its process.
 
-    async def feed() -> None:
-        assert input is not None
+    Items go there in batches and come back one by one, pickled, over two pipes. Reading waits for the pipe on trio's
+    side and not in a thread, so that neither a process that outlives its use nor one of many takes a thread from the
+    others.
+    """
+
+    def __init__(self, section: ProcessSection) -> None:
+        self.section = section
+        self.name = type(section).__name__
+        self._threads = trio.CapacityLimiter(2)  # one that sends, one that receives
+        self._bad_input: Exception | None = None
+        self._exited = trio.Event()
+
+    async def pump(self, input: Tap | None, output: Inbox) -> None:
+        """Run it."""
+        context = multiprocessing.get_context()
+        child_input, self._to_child = context.Pipe(duplex=False)
+        self._from_child, child_output = context.Pipe(duplex=False)
+        ours, theirs = (self._to_child, self._from_child), (child_input, child_output)
+        process = context.Process(target=_refine_in_child, args=(self.section, input is not None, theirs, ours))
+        with warnings.catch_warnings():
+            # "multi-threaded, use of fork() may lead to deadlocks": trio's idle worker threads hold no locks.
+            warnings.simplefilter("ignore", DeprecationWarning)
+            process.start()
+        for pipe in theirs:
+            pipe.close()
+
+        async def leave() -> None:
+            process.kill()  # which also frees a thread that sends
+
+        self._reading = trio.CancelScope()
+        try:
+            async with background(leave) as nursery:
+                nursery.start_soon(self._watch, process)
+                if input is not None:
+                    nursery.start_soon(self._feed, input)
+                while True:
+                    kind, value = await self._receive()
+                    if kind != "item":
+                        break
+                    await output.put(value)
+                if kind != "died":
+                    with trio.move_on_after(5):  # it has nothing left to do but exit
+                        await self._exited.wait()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(process.join, limiter=self._threads)
+            exitcode = process.exitcode
+            process.close()
+            for pipe in ours:
+                pipe.close()
+        if self._bad_input is not None:
+            raise self._bad_input
+        if kind == "error":
+            raise self._error(*value)
+        if kind == "died":
+            raise ProcessDied(self._how_it_died(exitcode), exitcode=exitcode)
+
+    async def _feed(self, input: Tap) -> None:
         # The child may have ended without reading on: its last word, or its silence, says why.
         with contextlib.suppress(BrokenPipeError, ConnectionResetError):
             async for item in input:
-                batch = [item, *input._drain()]
-                await trio.to_thread.run_sync(to_child.send_bytes, pickle.dumps(batch))
-            await trio.to_thread.run_sync(to_child.send_bytes, pickle.dumps(None))
-
-    async def end_with_scope() -> None:
-        try:
-            await trio.sleep_forever()
-        finally:
-            process.kill()  # which frees the threads that wait for it
-
-    try:
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(end_with_scope)
-            if input is not None:
-                nursery.start_soon(feed)
-            while True:
-                try:
-                    kind, value = pickle.loads(await trio.to_thread.run_sync(from_child.recv_bytes))
-                except (EOFError, ConnectionResetError):
-                    await trio.lowlevel.checkpoint_if_cancelled()  # killed with our scope
-                    kind, value = "died", None
-                if kind != "item":
+                batch = []
+                for each in [item, *input._drain()]:
+                    try:
+                        batch.append(pickle.dumps(each))
+                    except Exception as error:
+                        error.add_note(f"an item for the process of {self.name} cannot be pickled")
+                        self._bad_input = error
+                        break
+                await self._send(batch)
+                if self._bad_input is not None:  # raised when the child has finished what was good
                     break
-                await output.put(value)
-            if kind != "died":
-                await trio.to_thread.run_sync(process.join, 5)  # it has nothing left to do but exit
-            nursery.cancel_scope.cancel()
-    finally:
-        with trio.CancelScope(shield=True):
-            await trio.to_thread.run_sync(process.join)
-        exitcode = process.exitcode
-        process.close()
-        to_child.close()
-        from_child.close()
-    if kind == "error":
-        raise _error_of_child(section, *value)
-    if kind == "died":
-        raise ProcessDied(_how_it_died(section, exitcode), exitcode=exitcode)
+            await self._send(None)
+
+    async def _send(self, batch: list[bytes] | None) -> None:
+        await trio.to_thread.run_sync(self._to_child.send_bytes, pickle.dumps(batch), limiter=self._threads)
+
+    async def _watch(self, process: Any) -> None:
+        """Notice the end of the process, also where a process of its own keeps the pipe open."""
+        if sys.platform == "win32":
+            await trio.lowlevel.WaitForSingleObject(process.sentinel)
+        else:
+            with contextlib.ExitStack() as stack:
+                ended = process.sentinel  # which processes of its own may keep open too
+                if hasattr(os, "pidfd_open"):
+                    with contextlib.suppress(OSError):
+                        ended = os.pidfd_open(process.pid)
+                        stack.callback(os.close, ended)
+                await trio.lowlevel.wait_readable(ended)
+        self._exited.set()
+        self._reading.cancel()
+
+    async def _receive(self) -> tuple[str, Any]:
+        """The next message of the child; ``died`` where there is none, and will be none."""
+        if sys.platform != "win32" and not self._exited.is_set():
+            with self._reading:
+                await trio.lowlevel.wait_readable(self._from_child.fileno())
+            self._reading = trio.CancelScope()
+        if self._exited.is_set() and not self._from_child.poll():
+            return "died", None
+        try:
+            data = await trio.to_thread.run_sync(self._from_child.recv_bytes, limiter=self._threads)
+        except (EOFError, ConnectionResetError):
+            return "died", None
+        return pickle.loads(data)
+
+    def _how_it_died(self, exitcode: int | None) -> str:
+        how = f"exit code {exitcode}"
+        if exitcode is not None and exitcode < 0:
+            with contextlib.suppress(ValueError):
+                how = signal.Signals(-exitcode).name
+        return f"the process of {self.name} ended ({how}) before its work did; what it put out was delivered"
+
+    def _error(self, pickled: bytes | None, text: str) -> BaseException:
+        if pickled is None:
+            return ProcessDied(f"{self.name} raised, in its process, what cannot be pickled and made again:\n{text}")
+        error: BaseException = pickle.loads(pickled)
+        error.add_note(f"raised in the process of {self.name}:\n{text}")
+        return error
 
 
-def _how_it_died(section: Section, exitcode: int | None) -> str:
-    how = f"exit code {exitcode}"
-    if exitcode is not None and exitcode < 0:
-        with contextlib.suppress(ValueError):
-            how = signal.Signals(-exitcode).name
-    return f"the process of {type(section).__name__} ended ({how}) before its work did; what it put out was delivered"
-
-
-def _error_of_child(section: Section, pickled: bytes | None, text: str) -> BaseException:
-    if pickled is None:
-        return ProcessDied(f"{type(section).__name__} raised, in its process, an error that cannot be pickled:\n{text}")
-    error: BaseException = pickle.loads(pickled)
-    error.add_note(f"Raised in the process of {type(section).__name__}:\n{text}")
-    return error
-
-
-def _refine_in_child(section: ProcessSection, receiver: Pipe | None, sender: Pipe) -> None:
+def _refine_in_child(
+    section: ProcessSection, has_input: bool, ours: tuple[Pipe, Pipe], parents: tuple[Pipe, Pipe]
+) -> None:
     # Ctrl-C goes to every process of the terminal; the parent decides what becomes of this one.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     with contextlib.suppress(ValueError):
         signal.set_wakeup_fd(-1)  # a fork shares trio's
+    for pipe in parents:  # and the parent's ends: only without them it is told when the parent is gone
+        pipe.close()
+    receiver, sender = ours
 
     def put(kind: str, value: Any) -> None:
         # Pickled here, not by the connection: when that fails to send, it leaves buffers behind that complain when
         # collected.
-        sender.send_bytes(pickle.dumps((kind, value)))
+        data = pickle.dumps((kind, value))
+        try:
+            sender.send_bytes(data)
+        except (BrokenPipeError, ConnectionResetError):
+            raise SystemExit(1) from None  # the parent is gone
 
-    def items(receiver: Pipe) -> Iterator[Any]:
-        while (batch := pickle.loads(receiver.recv_bytes())) is not None:
-            yield from batch
+    def items() -> Iterator[Any]:
+        while True:
+            try:
+                batch = pickle.loads(receiver.recv_bytes())
+            except (EOFError, ConnectionResetError):
+                raise SystemExit(1) from None
+            if batch is None:
+                return
+            yield from map(pickle.loads, batch)
 
     try:
-        section.refine(None if receiver is None else items(receiver), lambda item: put("item", item))
-    except BaseException as error:
+        section.refine(items() if has_input else None, lambda item: put("item", item))
+    except Exception as error:
         text = "".join(traceback.format_exception(error))
-        pickled: bytes | None = None
-        with contextlib.suppress(Exception):
+        try:
             pickled = pickle.dumps(error)
             pickle.loads(pickled)  # some can be pickled, but not be made again
+        except Exception:
+            put("error", (None, text))
+        else:
             put("error", (pickled, text))
-            return
-        put("error", (None, text))
     else:
         put("end", None)

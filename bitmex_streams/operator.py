@@ -22,6 +22,7 @@ import trio
 from slurry.sections.abc import Section
 
 from .inbox import Inbox
+from .nurseries import background
 
 __all__ = ["Batches", "Operator", "Source", "StreamClock"]
 
@@ -105,7 +106,10 @@ class Operator(Section):
                 await inbox.put(item)
             inbox.close()
 
-        async with trio.open_nursery() as nursery:
+        async def leave() -> None:
+            inbox.shut()
+
+        async with background(leave) as nursery:
             nursery.start_soon(feed)
             while True:
                 items: Sequence[Any] = ()  # stays so when the timer ends the wait

@@ -15,6 +15,7 @@ the context is cancelled and the error raised from there.
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator, Sequence
 from typing import Any, Literal, TypeAlias
@@ -22,15 +23,19 @@ from typing import Any, Literal, TypeAlias
 import trio
 from slurry.sections.abc import Section
 
-from .nurseries import background, real_error
+from .nurseries import background, one_error, real_error
 from .operator import Operator, Source
 from .run import Run, Stage, name_of
 from .tap import BATCH, Block, DropNewest, DropOldest, Latest, OverflowPolicy, Tap
 
 __all__ = ["Overflow", "Pipeline"]
 
+log = logging.getLogger("bitmex_streams")
+
 Overflow: TypeAlias = Literal["block", "drop_oldest", "drop_newest", "latest"]
 
+PATIENCE = 5.0
+"""Seconds after which a tap that an error waits for is worth a warning."""
 GRACE = 1.0
 """Seconds that a consumer has to come back from handling the last item before an error, until it is cancelled."""
 
@@ -96,6 +101,7 @@ class Pipeline:
         finally:
             for member in family.members:
                 member._end_all_taps()
+                member._ended.set()
 
     # --- the public face ------------------------------------------------------------------------------------------
 
@@ -171,6 +177,8 @@ class Pipeline:
             tap.close()
             raise
         tap._buffer.internal = True
+        if self._family.errors:
+            tap._buffer.end()
         self.nursery.start_soon(pipeline._main)
         return pipeline
 
@@ -217,8 +225,9 @@ class Pipeline:
             stage.run.compile()
 
     def _end_all_taps(self) -> None:
+        errors = self._family.errors
         for stage in self._stages:
-            stage.end_taps()
+            stage.end_taps(one_error(errors) if errors else None)
 
     # --- running ----------------------------------------------------------------------------------------------------
 
@@ -241,18 +250,32 @@ class Pipeline:
             family.record(error)
         # Everything has passed every stage, as far as it will. (If we were cancelled from outside, this is as good as
         # nothing.)
+        self._ended.set()
         if family.errors and not family.leaving:
-            for stage in self._stages:
-                for buffer in list(stage.buffers):
-                    if buffer.internal:
-                        buffer.end()
-                    elif isinstance(buffer, Block):
-                        await buffer.taken(GRACE)
+            await self._until_taken()
         else:
             self._end_all_taps()
-            self._ended.set()
         family.active -= 1
         family.settle()
+
+    async def _until_taken(self) -> None:
+        """Wait, after a failure, until every `block` tap was read to its end."""
+        for stage in self._stages:
+            for buffer in list(stage.buffers):
+                if buffer.internal:
+                    buffer.end()  # an extension goes on with what it has, and waits for its own taps
+                elif isinstance(buffer, Block):
+                    with trio.move_on_after(PATIENCE) as scope:
+                        await buffer.taken(GRACE)
+                    if scope.cancelled_caught:
+                        log.warning(
+                            "%s ended the pipeline, and is raised when a `block` tap on %s, in which %d items wait, is "
+                            "read or closed",
+                            type(self._family.errors[0]).__name__,
+                            stage,
+                            len(buffer),
+                        )
+                        await buffer.taken(GRACE)
 
     def _fail(self, error: BaseException, run: Run, *, head_too: bool) -> None:
         """Record what ended ``run`` (or its head), and stop all that stands before it."""

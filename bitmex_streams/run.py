@@ -10,20 +10,16 @@ from typing import TYPE_CHECKING, Any
 import trio
 from slurry.sections.abc import Section
 
-from .foreign import pump_iterable, pump_section
+from .foreign import SECTION_BUFFER, pump_iterable, pump_section
 from .inbox import Inbox
 from .nurseries import GROUPS, real_error
 from .operator import Operator, Source, StreamClock
-from .tap import BATCH, Block, OverflowPolicy, Tap
+from .tap import BATCH, Block, Latest, OverflowPolicy, Tap
 
 if TYPE_CHECKING:
     from .pipeline import Pipeline
 
 __all__ = ["Run", "Stage", "name_of"]
-
-SECTION_BUFFER = 16
-"""How many items wait before and behind a section that is not ours."""
-
 
 def name_of(section: Any) -> str:
     """What errors call a section."""
@@ -40,10 +36,10 @@ class Stage:
         self.buffers: list[OverflowPolicy] = []
         self.ended = False
 
-    def end_taps(self) -> None:
+    def end_taps(self, error: BaseException | None = None) -> None:
         self.ended = True
         for buffer in self.buffers:
-            buffer.end()
+            buffer.end(error)
 
     def __str__(self) -> str:
         return name_of(self.section)
@@ -67,7 +63,7 @@ class Run:
         self.inbox = Inbox(SECTION_BUFFER)
         self._scope = trio.CancelScope()
         self._clock: StreamClock
-        self._failed: Operator | None = None
+        self._failed: int | None = None  # the index of the stage that failed
         self._push: Callable[[Any], None]
         self._after: list[Callable[[Any], None]]  # for each operator, where its output goes
         for stage in stages:
@@ -81,35 +77,52 @@ class Run:
 
     def compile(self) -> None:
         """Put the chain of calls together, from the end to the head."""
-        targets: list[Callable[[Any], None]] = [buffer.put for buffer in self.stages[-1].buffers]
+        targets = self._puts(len(self.stages) - 1)
         if self.next_input is not None and not self.next_input.closed:
             targets.append(self.next_input.put)
         push = fan_out(targets)
         after = []
-        for stage, before in zip(self.stages[:0:-1], self.stages[-2::-1], strict=True):
+        for index in range(len(self.stages) - 1, 0, -1):
             after.append(push)
-            push = fan_out([*(buffer.put for buffer in before.buffers), self._step(stage.section, push)])
+            push = fan_out([*self._puts(index - 1), self._step(index, push)])
         self._after = after[::-1]
         self._push = push
 
-    def _step(self, operator: Operator, emit: Callable[[Any], None]) -> Callable[[Any], None]:
-        process = operator.process
+    def _puts(self, index: int) -> list[Callable[[Any], None]]:
+        """What takes an item into each tap of a stage."""
+        return [
+            self._keyed_put(index, buffer) if isinstance(buffer, Latest) else buffer.put
+            for buffer in self.stages[index].buffers
+        ]
+
+    def _keyed_put(self, index: int, buffer: Latest) -> Callable[[Any], None]:
+        def put(item: Any) -> None:
+            try:
+                buffer.put(item)
+            except BaseException as error:
+                self._blame(index, error, "the key of a `latest` tap on")
+                raise
+
+        return put
+
+    def _step(self, index: int, emit: Callable[[Any], None]) -> Callable[[Any], None]:
+        process = self.stages[index].section.process
 
         def step(item: Any) -> None:
             try:
                 for out in process(item):
                     emit(out)
             except BaseException as error:
-                self._blame(operator, error)
+                self._blame(index, error)
                 raise
 
         return step
 
-    def _blame(self, operator: Operator, error: BaseException) -> None:
+    def _blame(self, index: int, error: BaseException, what: str = "") -> None:
         """Remember where an error came from: it passes the operators before as well."""
         if self._failed is None:
-            self._failed = operator
-            error.add_note(f"raised in {name_of(operator)}, a section of the pipeline")
+            self._failed = index
+            error.add_note(f"raised in {what}{' ' if what else ''}{self.stages[index]}, a section of the pipeline")
 
     @property
     def _wanted(self) -> bool:
@@ -165,19 +178,17 @@ class Run:
             with self._scope:
                 try:
                     await self._drive()
-                    self.inbox.shut()
-                    await self._finish(self.operators)
                 except Unwanted:
                     if not pipeline._wanted:
                         pipeline._stop.cancel()
+                        await trio.lowlevel.checkpoint_if_cancelled()
                 except BaseException as error:
                     left = real_error(error)
                     if left is None or isinstance(error, GeneratorExit):
                         raise
                     pipeline._fail(left, self, head_too=True)
-                    self.inbox.shut()
-                    behind = self.operators.index(self._failed) + 1 if self._failed is not None else 0
-                    await self._finish(self.operators[behind:])
+                self.inbox.shut()
+                await self._finish(self._failed or 0)
                 came_to_an_end = True
         except BaseException as error:
             if isinstance(error, GeneratorExit):
@@ -197,11 +208,6 @@ class Run:
                 for stage in self.stages:
                     stage.end_taps()
 
-    @property
-    def operators(self) -> list[Operator]:
-        """The operators of this run, in order."""
-        return [stage.section for stage in self.stages[1:]]
-
     @contextlib.asynccontextmanager
     async def _open_head(self) -> AsyncIterator[Callable[[], Awaitable[Sequence[Any]]]]:
         head = self.stages[0].section
@@ -215,7 +221,8 @@ class Run:
         """Take from the head until its end."""
         first = self.pipeline._stages[0].section
         clock = self._clock = StreamClock(first.rate if isinstance(first, Source) else None)
-        timed = [(operator, index) for index, operator in enumerate(self.operators) if operator.timed]
+        operators = [(stage.section, index) for index, stage in enumerate(self.stages) if index]
+        timed = [(operator, index) for operator, index in operators if operator.timed]
         failure: BaseException | None = None
         async with self._open_head() as receive:
             # What is raised in here must not pass the source's context, which could take it for its own.
@@ -260,23 +267,22 @@ class Run:
         for operator, index in timed:
             try:
                 for out in operator.tick(now):
-                    self._after[index](out)
+                    self._after[index - 1](out)
             except BaseException as error:
-                self._blame(operator, error)
+                self._blame(index, error)
                 raise
 
-    async def _finish(self, operators: list[Operator]) -> None:
-        """Let ``operators`` put out what they still have, those before others first."""
-        for operator in operators:
-            index = self.operators.index(operator)
+    async def _finish(self, behind: int) -> None:
+        """Let the operators behind a stage put out what they still have, those before others first."""
+        for index in range(behind + 1, len(self.stages)):
+            self._failed = None
             try:
-                for out in operator.finish():
-                    self._after[index](out)
-            except BaseException as error:
-                self._failed = None
-                self._blame(operator, error)
-                raise
-            await self._relieve()
+                for out in self.stages[index].section.finish():
+                    self._after[index - 1](out)
+                await self._relieve()
+            except Exception as error:  # those behind have their say all the same
+                self._blame(index, error)
+                self.pipeline._fail(error, self, head_too=True)
 
     async def _relieve(self) -> None:
         """Wait until every tap that is over its capacity was read (or closed)."""

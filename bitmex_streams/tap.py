@@ -48,6 +48,10 @@ class OverflowPolicy:
     """The buffer of a tap: what its policies have in common. One producer; any number of `Tap` ends take from it."""
 
     capacity: float
+    patience = math.inf
+    """Seconds that a consumer may take nothing while it holds something up."""
+    abandoned = False
+    """Whether that patience has run out."""
     dropped = 0
     ends = 0
     internal = False
@@ -58,6 +62,7 @@ class OverflowPolicy:
     def __init__(self) -> None:
         self.ended = False
         self.closed = False
+        self.error: BaseException | None = None
         self.on_close: Callable[[], None] | None = None
         self.news = trio.lowlevel.ParkingLot()
         self.changed = trio.lowlevel.ParkingLot()
@@ -77,9 +82,11 @@ class OverflowPolicy:
         """Forget what is there."""
         raise NotImplementedError
 
-    def end(self) -> None:
-        """The producer is done: consumers get what is left, then the end."""
-        self.ended = True
+    def end(self, error: BaseException | None = None) -> None:
+        """The producer is done: consumers get what is left, then the end (after an ``error``: that it failed)."""
+        if not self.ended:
+            self.ended = True
+            self.error = error
         self.news.unpark_all()
         self.changed.unpark_all()
 
@@ -96,10 +103,13 @@ class OverflowPolicy:
         """Wait until all was taken and the consumer has come back for more (given ``grace`` seconds for that), or is
         gone.
         """
-        while len(self) and not (self.closed or self.ended):
-            await self.changed.park()
+        while len(self) and not (self.closed or self.ended or self.abandoned):
+            with trio.CancelScope(deadline=trio.current_time() + self.patience):
+                await self.changed.park()
+                continue
+            self.abandoned = True
         with trio.move_on_after(grace):
-            while not (self.receivers or self.closed or self.ended):
+            while not (self.receivers or self.closed or self.ended or self.abandoned):
                 await self.changed.park()
 
 
@@ -119,7 +129,7 @@ class Block(OverflowPolicy):
     @property
     def over(self) -> bool:
         """Whether the producer has to wait."""
-        return len(self._items) > self.capacity + self.receivers and not self.closed
+        return len(self._items) > self.capacity + self.receivers and not (self.closed or self.abandoned)
 
     def put(self, item: Any) -> None:
         items = self._items
@@ -142,11 +152,11 @@ class Block(OverflowPolicy):
         """Wait until the buffer is no longer over its capacity, or closed. Raises trio.BusyResourceError when
         patience runs out.
         """
-        with trio.CancelScope(deadline=trio.current_time() + self.patience):
-            while self.over:
+        while self.over:
+            with trio.CancelScope(deadline=trio.current_time() + self.patience):
                 await self.changed.park()
-        if self.over:
-            self.end()  # nobody waits for this consumer any more
+                continue
+            self.abandoned = True
             raise trio.BusyResourceError(
                 f"Unable to send item: a tap's consumer took nothing for {self.patience:g} s. "
                 "Read the tap faster, give it a larger max_buffer_size or timeout, or another overflow policy."
@@ -219,7 +229,7 @@ class DropOldest(_Dropping):
         item = self._items.popleft()
         if self.changed:
             self.changed.unpark_all()
-        return self._mend(item)
+        return item if is_mark(item) else self._mend(item)  # the gap may be behind the mark
 
 
 class DropNewest(_Dropping):
@@ -334,7 +344,8 @@ class Tap(trio.abc.ReceiveChannel[Any]):
         """The next item; waits for it.
 
         Raises trio.EndOfChannel when the pipeline has ended and all was taken, trio.ClosedResourceError when this tap
-        was closed.
+        was closed, and trio.BrokenResourceError when the pipeline has failed (its context raises the error; consumers
+        within that are cancelled instead).
         """
         buffer = self._buffer
         if len(buffer) and not self._closed:
@@ -365,7 +376,7 @@ class Tap(trio.abc.ReceiveChannel[Any]):
                 if buffer.ended:
                     if not waited:
                         await trio.lowlevel.checkpoint()
-                    raise trio.EndOfChannel
+                    raise self._end_of_channel()
                 waited = True
                 await buffer.news.park()
         finally:
@@ -373,6 +384,14 @@ class Tap(trio.abc.ReceiveChannel[Any]):
         self._left = BATCH
         self._since = time.perf_counter()
         return buffer.pop()
+
+    def _end_of_channel(self) -> Exception:
+        error = self._buffer.error
+        if error is None:
+            return trio.EndOfChannel()
+        broken = trio.BrokenResourceError(f"the pipeline failed, with {type(error).__name__}, which its context raises")
+        broken.__cause__ = error
+        return broken
 
     async def __anext__(self) -> Any:
         try:
@@ -387,7 +406,7 @@ class Tap(trio.abc.ReceiveChannel[Any]):
         if len(self._buffer):
             return self._buffer.pop()
         if self._buffer.ended:
-            raise trio.EndOfChannel
+            raise self._end_of_channel()
         raise trio.WouldBlock
 
     def _drain(self) -> list[Any]:

@@ -4,6 +4,9 @@ import math
 import multiprocessing
 import os
 import signal
+import subprocess
+import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -458,3 +461,150 @@ async def test_an_operator_first_in_slurrys_pipeline_says_that_it_cannot_be():
         async with slurry.Pipeline.create(Add(1)) as pipeline, pipeline.tap() as tap:
             await tap.receive()
     assert "Add works on items: it cannot be the first section" in "".join(traceback.format_exception(caught.value))
+
+
+# --- processes and threads that misbehave ---
+
+
+async def test_an_item_that_cannot_be_pickled_is_an_error_behind_the_good_ones():
+    async def source():
+        for item in range(10):
+            yield item
+        yield lambda: None
+
+    received = []
+    with trio.fail_after(20), pytest.raises(Exception, match="pickle") as caught:
+        async with Pipeline.create(source(), ProcessPass()) as pipeline:
+            async for item in pipeline.tap():
+                received.append(item)
+    assert received == list(range(10))
+    assert "an item for the process of ProcessPass" in caught.value.__notes__[0]
+
+
+class Exits(ProcessSection):
+    def refine(self, input, output):
+        for item in range(10):
+            output(item)
+        sys.exit(0)
+
+
+async def test_a_process_that_calls_exit_does_not_end_ours():
+    received = []
+    with trio.fail_after(20), pytest.raises(ProcessDied, match="exit code 0"):
+        async with Pipeline.create(Exits()) as pipeline:
+            async for item in pipeline.tap():
+                received.append(item)
+    assert received == list(range(10))
+
+
+class StartsAnother(ProcessSection):
+    """Its own process holds the pipes open, as a pool of workers would."""
+
+    def refine(self, input, output):
+        pid = os.fork()
+        if pid == 0:
+            time.sleep(60)
+            os._exit(0)
+        output(pid)
+        for item in input:
+            output(item)
+
+
+async def test_a_process_that_started_another_does_not_hold_the_exit_up():
+    with trio.fail_after(20):
+        async with Pipeline.create(until_cancelled(), StartsAnother()) as pipeline, pipeline.tap() as tap:
+            other = await tap.receive()
+            await tap.receive()
+    os.kill(other, signal.SIGKILL)
+
+
+ORPHAN = """
+import os, sys, time, trio
+from slurry.environments import ProcessSection
+from bitmex_streams import Pipeline
+
+class Child(ProcessSection):
+    def refine(self, input, output):
+        output(os.getpid())
+        for item in input:
+            output(item)
+
+async def silence():
+    await trio.sleep_forever()
+    yield
+
+async def main():
+    async with Pipeline.create(silence(), Child()) as pipeline, pipeline.tap() as tap:
+        print(await tap.receive(), flush=True)
+        await trio.sleep_forever()
+
+trio.run(main)
+"""
+
+
+def test_a_process_does_not_outlive_a_parent_that_is_killed():
+    with subprocess.Popen([sys.executable, "-c", ORPHAN], stdout=subprocess.PIPE, text=True) as parent:
+        child = int(parent.stdout.readline())
+        parent.kill()
+    deadline = time.monotonic() + 10
+    while time.monotonic() < deadline:
+        try:
+            os.kill(child, 0)
+            if Path(f"/proc/{child}/stat").read_text().rpartition(")")[2].split()[0] == "Z":
+                return  # nobody has collected it yet
+        except (ProcessLookupError, FileNotFoundError):
+            return
+        time.sleep(0.05)
+    os.kill(child, signal.SIGKILL)
+    pytest.fail("the child lives on")
+
+
+async def test_many_process_sections_leave_threads_for_others():
+    received = []
+
+    async def one():
+        async with Pipeline.create(count(1), ProcessPass()) as pipeline, pipeline.tap() as tap:
+            received.append(await tap.receive())
+            await everybody.wait()
+
+    everybody = trio.Event()
+    with trio.fail_after(50):
+        async with trio.open_nursery() as nursery:
+            for _ in range(45):
+                nursery.start_soon(one)
+            while len(received) < 45:
+                await trio.sleep(0.01)
+            everybody.set()
+
+
+def silence():
+    async def generator():
+        await trio.sleep_forever()
+        yield
+
+    return generator()
+
+
+@pytest.mark.parametrize("kind", [ThreadPass, ProcessPass])
+@pytest.mark.parametrize("combine", [Merge, Chain, Zip, ZipLatest])
+async def test_thread_and_process_sections_inside_a_combiner_work_and_exit(kind, combine):
+    with trio.fail_after(20):
+        async with Pipeline.create(combine((count(5), kind())), Pass()) as pipeline:
+            received = await collect(pipeline.tap())
+        flat = [item[0] if isinstance(item, tuple) else item for item in received]
+        assert flat == list(range(5))
+        with trio.move_on_after(0.3) as scope:
+            async with Pipeline.create(combine((silence(), kind())), Pass()) as pipeline:
+                await collect(pipeline.tap())
+        assert scope.cancelled_caught
+        with pytest.raises(OSError, match="three"):
+            async with Pipeline.create(combine((count(5), kind(OSError(5, "three"), at=3))), Pass()) as pipeline:
+                await collect(pipeline.tap())
+
+
+async def test_a_timed_operator_in_slurrys_pipeline_ends_cleanly_when_its_tap_closes():
+    with trio.fail_after(5):
+        async with slurry.Pipeline.create(until_cancelled(), Late()) as pipeline:
+            async with pipeline.tap() as tap:
+                await tap.receive()
+            await trio.sleep(0.05)

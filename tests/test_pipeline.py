@@ -1,5 +1,6 @@
 """Pipeline: stages, taps, order, ends and errors. How sections that are not ours fare in it is in test_foreign.py."""
 
+import contextlib
 import math
 import tracemalloc
 
@@ -467,3 +468,131 @@ async def test_an_extension_that_nobody_reads_any_more_lets_the_pipeline_end():
         async with pipeline.extend(Pass()).tap() as tap:
             await tap.receive()
         await pipeline.wait()
+
+
+# --- a failure, and taps that nobody reads just then ---
+
+
+async def test_wait_returns_after_a_failure_too_and_what_was_not_read_yet_can_be(autojump_clock):
+    with pytest.raises(ZeroDivisionError):
+        async with Pipeline.create(count(100), RaiseAt(10, ZeroDivisionError())) as pipeline:
+            tap = pipeline.tap()
+            await pipeline.wait()
+            assert [await tap.receive() for _ in range(10)] == list(range(10))
+            await tap.receive()
+
+
+async def test_a_task_outside_the_context_that_waits_for_the_end_hears_of_it_however_it_comes():
+    for source in count(5), failing(), until_cancelled():
+        async with trio.open_nursery() as nursery:
+            with contextlib.suppress(ZeroDivisionError):
+                async with Pipeline.create(source) as pipeline:
+                    nursery.start_soon(pipeline.wait)
+                    async with pipeline.tap() as tap:
+                        await tap.receive()
+
+
+async def failing():
+    yield 1
+    raise ZeroDivisionError
+
+
+async def test_a_consumer_outside_the_context_does_not_take_a_failure_for_a_good_end():
+    async def consume(tap):
+        assert await tap.receive() == 1
+        with pytest.raises(trio.BrokenResourceError, match="ZeroDivisionError") as caught:
+            await tap.receive()
+        assert isinstance(caught.value.__cause__, ZeroDivisionError)
+
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(ZeroDivisionError):
+            async with Pipeline.create(failing()) as pipeline:
+                nursery.start_soon(consume, pipeline.tap())
+                await trio.sleep_forever()
+
+
+async def test_an_error_waits_for_an_unread_tap_no_longer_than_its_timeout(autojump_clock):
+    with pytest.raises(ZeroDivisionError):
+        async with Pipeline.create(count(100), RaiseAt(10, ZeroDivisionError())) as pipeline:
+            pipeline.tap(timeout=3, max_buffer_size=64)
+            await trio.sleep_forever()
+    assert trio.current_time() == pytest.approx(3)
+
+
+async def test_an_error_that_waits_for_an_unread_tap_is_told_in_the_log(autojump_clock, caplog):
+    with pytest.raises(ZeroDivisionError):
+        async with Pipeline.create(count(100), RaiseAt(10, ZeroDivisionError())) as pipeline:
+            tap = pipeline.tap()
+            await trio.sleep(60)
+            assert "ZeroDivisionError ended the pipeline" in caplog.text
+            assert "`block` tap on RaiseAt, in which 10 items wait" in caplog.text
+            tap.close()
+            await trio.sleep_forever()
+
+
+async def test_an_extension_of_a_failed_pipeline_ends_at_once(autojump_clock):
+    with pytest.raises(ZeroDivisionError):
+        async with Pipeline.create(count(100), RaiseAt(10, ZeroDivisionError())) as pipeline:
+            tap = pipeline.tap()
+            await pipeline.wait()
+            extended = pipeline.extend(Pass(), start=True).tap()
+            await collect(tap)
+            await collect(extended)
+
+
+async def test_a_slow_consumer_is_not_one_that_takes_nothing(autojump_clock):
+    class Many(Operator):
+        def process(self, item):
+            return range(20)
+
+    async with Pipeline.create(count(1), Many()) as pipeline, pipeline.tap(timeout=1) as tap:
+        received = []
+        async for item in tap:
+            await trio.sleep(0.5)
+            received.append(item)
+    assert received == list(range(20))
+
+
+async def test_an_error_in_a_taps_key_names_the_tap_and_stops_no_operator_from_finishing(autojump_clock):
+    first = Pass()
+    with pytest.raises(ZeroDivisionError) as caught:
+        async with Pipeline.create(count(5), first, Hold(put_out_at_the_end=True)) as pipeline:
+            tap = pipeline.tap(start=False)
+            pipeline.tap(first, overflow="latest", key=lambda item: 1 // (3 - item))
+            received = []
+            async for item in tap:
+                received.append(item)
+    assert received == [0, 1, 2]
+    assert caught.value.__notes__ == ["raised in the key of a `latest` tap on Pass, a section of the pipeline"]
+
+
+async def test_all_operators_behind_a_failure_finish_even_if_one_of_them_cannot():
+    class CannotFinish(Pass):
+        def finish(self):
+            raise KeyError
+
+    received = []
+    with pytest.raises(ExceptionGroup) as caught:
+        async with Pipeline.create(
+            count(9), RaiseAt(3, ZeroDivisionError()), CannotFinish(), Hold(put_out_at_the_end=True)
+        ) as pipeline:
+            async for item in pipeline.tap():
+                received.append(item)
+    assert received == [0, 1, 2]
+    assert [type(error) for error in caught.value.exceptions] == [ZeroDivisionError, KeyError]
+
+
+async def test_an_iterable_whose_iterator_is_another_object_is_closed(autojump_clock):
+    closed = []
+
+    class Iterable:
+        async def __aiter__(self):
+            try:
+                yield 1
+                await trio.sleep_forever()
+            finally:
+                closed.append(True)
+
+    async with Pipeline.create(Iterable()) as pipeline, pipeline.tap() as tap:
+        await tap.receive()
+    assert closed == [True]

@@ -246,3 +246,12 @@ def test_marks_alone_do_not_grow_a_buffer_for_ever(policy):
         buffer.put(book_update(received=received))
     assert len(buffer) <= 5 + MARKS + 1
     assert [item.received for item in iter_pop(buffer) if is_mark(item)][-1] == 9999
+
+
+def test_a_gap_behind_a_mark_is_not_mended_by_the_mark():
+    buffer = DropOldest(1)
+    buffer.put(book_update(received=1, stale=True))
+    buffer.put(book_update(received=2))  # a partial, say: dropped
+    assert buffer.pop().stale
+    buffer.put(book_update(received=3))
+    assert buffer.pop().changes is None

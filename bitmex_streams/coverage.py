@@ -6,18 +6,29 @@ deltas count for nothing until the next partial that covers it. A partial takes 
 source that came before.
 
 A connection knows that it was lost before the mark that says so has made its way through the stream. What was
-announced so is counted per source, and so are the marks that came; a partial from before the last of them is no
-reason to trust a live object again."""
+announced so waits, per source, for its mark; a partial from before the last of them is no reason to trust a live
+object again. A consumer that leaves never sees the marks that were still on their way. So a connection that is opened
+announces that, too (`CONNECTING`), and its `Connected` is the mark of everything announced until then.
+
+Announcements are numbered in the order in which they were made, by all who keep a `Coverage`, so that one behind
+another (a merger behind an applier, which takes the marks out) is told by number what has come, even when one of the
+two is older than the other."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Iterator, Mapping
+from itertools import count
 from typing import Any
 
-from .messages import Disconnected, Row, StateLost
+from .messages import Connected, Disconnected, Row, StateLost
 
-__all__ = ["Coverage", "Topic"]
+__all__ = ["CONNECTING", "Coverage", "Topic"]
+
+CONNECTING = "not connected yet"
+"""The reason by which a connection announces that it is opened: nothing that came before is of its new life."""
+
+_numbers = count(1)
 
 
 class Topic:
@@ -48,8 +59,8 @@ class Coverage:
 
     def __init__(self) -> None:
         self.topics: dict[str, dict[Any, Topic]] = {}
-        self.generation: dict[str, int] = {}  # of a source: how many announced losses have come in stream order
-        self._announced: dict[str, deque[str]] = {}  # of a source: the reasons of those that have yet to come
+        self.generation: dict[str, int] = {}  # of a source: the number of the last announced loss that has come
+        self._announced: dict[str, deque[tuple[int, str]]] = {}  # of a source: those that have yet to come, and why
 
     def __iter__(self) -> Iterator[Topic]:
         for scopes in self.topics.values():
@@ -89,19 +100,25 @@ class Coverage:
             and (not table or (topic.table == table and (not symbol or topic.filter.get("symbol", symbol) == symbol)))
         ]
 
-    def lose_by(self, mark: Disconnected | StateLost) -> list[Topic]:
+    def lose_by(self, mark: Connected | Disconnected | StateLost) -> list[Topic]:
         """State is lost as a mark says: the topics that went stale by that. An announced loss has thereby come."""
         announced = self._announced.get(mark.source)
+        if type(mark) is Connected:
+            opened = [number for number, why in announced or () if why == CONNECTING]
+            return self.advance(mark.source, opened[-1]) if opened else []
         if type(mark) is StateLost:
             reason, name = mark.reason, mark.topic
             # A Decoder makes such marks too, which nobody announced.
-            has_come = announced and name is None and announced[0] == reason
+            has_come = announced and name is None and announced[0][1] == reason
         else:
             assert type(mark) is Disconnected
             reason, name, has_come = f"{mark.source} disconnected: {mark.code} {mark.reason}".strip(), None, announced
-        if has_come:
-            self.advance(mark.source, self.generation.get(mark.source, 0) + 1)
-        lost = [topic for topic in self.concerned(mark.source, name) if not topic.stale]
+        if has_come and announced:
+            self.generation[mark.source], _ = announced.popleft()
+        return self._lose(mark.source, name, reason)
+
+    def _lose(self, source: str, name: str | None, reason: str) -> list[Topic]:
+        lost = [topic for topic in self.concerned(source, name) if not topic.stale]
         for topic in lost:
             topic.stale = reason
         return lost
@@ -116,17 +133,27 @@ class Coverage:
 
     def announce(self, source: str, reason: str) -> None:
         """All state of a source is lost, ahead of the stream; the mark follows."""
-        self._announced.setdefault(source, deque()).append(reason)
+        self._announced.setdefault(source, deque()).append((next(_numbers), reason))
 
-    def advance(self, source: str, generation: int) -> None:
-        """What came through the stream tells the generation itself (behind a section that takes the marks out)."""
+    def advance(self, source: str, generation: int) -> list[Topic]:
+        """What was announced has come, up to number ``generation``: the topics that went stale by that.
+
+        The number may be of another `Coverage` (of a section before ours, which takes the marks out). That one was
+        told of each loss just before we were: so the same loss is our first with a number that is not below.
+        """
+        if generation == self.generation.get(source, 0):
+            return []
+        self.generation[source] = generation
         announced = self._announced.get(source)
-        for _ in range(self.generation.get(source, 0), generation):
-            if announced:
-                announced.popleft()
-            self.generation[source] = self.generation.get(source, 0) + 1
+        reason = ""
+        while announced:
+            number, why = announced.popleft()
+            reason = reason if reason and why == CONNECTING else why
+            if number >= generation:
+                break
+        return self._lose(source, None, reason) if reason else []
 
     def announced(self, source: str) -> str | None:
         """Why all of a source will be stale, once the mark has come; None: nothing was announced that has not."""
         announced = self._announced.get(source)
-        return announced[-1] if announced else None
+        return announced[-1][1] if announced else None

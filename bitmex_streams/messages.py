@@ -225,8 +225,8 @@ class TableUpdate(Struct, frozen=True, gc=False):
     an update: keys and changed fields only). ``keys`` are the columns that identify a row. ``filter`` is given for a
     partial and for ``stale``: what is covered (``{"symbol": "XBTUSD"}``; ``{}``: all of the table). Action ``stale``
     is a mark: from here to the next covering partial that part of the table cannot be trusted; it has no rows, and
-    ``reason`` says why. ``generation`` counts how often all state of ``source`` was lost before this (of the losses
-    that an operator is told of ahead of the stream, see `Operator.lose_state`).
+    ``reason`` says why. ``generation`` numbers the last loss of all state of ``source`` before this (of the losses
+    that an operator is told of ahead of the stream, see `Operator.lose_state`); 0: none.
     """
 
     table: str

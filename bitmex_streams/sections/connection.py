@@ -18,6 +18,7 @@ from typing import Any
 import msgspec
 import trio
 
+from ..coverage import CONNECTING
 from ..errors import ConnectionClosed, SubscriptionError
 from ..inbox import Inbox, OutputClosed
 from ..messages import Connected, Disconnected, RawMessage, StateLost
@@ -173,7 +174,8 @@ class Connection(Source):
 
     def watch(self, callback: LostCallback) -> Callable[[], None]:
         """Have ``callback(source, reason)`` called, at once and ahead of the stream, when all state of this connection
-        is lost.
+        is lost: also when it is opened, for what is known by then is of an earlier life (the mark of that one is
+        `Connected`).
 
         It is called synchronously, from the reader, and must not raise. Returns a function that ends this; calling it
         again does nothing.
@@ -193,6 +195,7 @@ class Connection(Source):
             raise RuntimeError(f"{self!r} is open already: a Connection can be opened once at a time; make another one")
         session = self._session = _Session(self)
         self._ended = False
+        self._lose_state(CONNECTING)  # `Connected` is the mark that follows
         try:
             async with background(session.leave) as nursery:
                 nursery.start_soon(session.run, input)

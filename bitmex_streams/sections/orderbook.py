@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 import trio
 
 from ..coverage import Coverage, Topic
-from ..messages import BookUpdate, Disconnected, Level, Row, StateLost, TableMessage, TableUpdate
+from ..messages import BookUpdate, Connected, Disconnected, Level, Row, StateLost, TableMessage, TableUpdate
 from ..operator import Operator
 from ..orderbook import Levels, OrderBook
 from .tables import CONSUMED
@@ -20,6 +21,9 @@ __all__ = ["OrderBookMerger"]
 log = logging.getLogger("bitmex_streams")
 
 Top = tuple[Level | None, Level | None]
+
+GRACE = 1.0
+"""Seconds that a new pipeline over a merger whose stream has ended has to begin, until `ready` gives up."""
 
 
 class OrderBookMerger(Operator):
@@ -38,7 +42,10 @@ class OrderBookMerger(Operator):
     ``crossed_messages`` messages of that book and at least ``crossed_seconds`` (on ``received``). Then each book of
     the topic puts out one `BookUpdate` with ``stale`` and the last known top, ``resync(topic)`` is asked for a new
     partial, and deltas are dropped until it has come. When a connection is lost, ``book.stale`` is set at once, ahead
-    of the stream."""
+    of the stream. In a loop of pipelines one merger can serve them all, as one `TableApplier` can.
+
+    A crossed book is seen by nobody else: a `TableApplier` before the merger does not look at prices, so its
+    ``stale`` and its updates go on as fresh until the new partial, which heals both."""
 
     def __init__(
         self,
@@ -61,13 +68,17 @@ class OrderBookMerger(Operator):
     async def ready(self, symbol: str) -> OrderBook:
         """Wait until the book of ``symbol`` is there and not stale; a checkpoint in any case.
 
-        Raises trio.EndOfChannel when the stream ended without it. When the pipeline is cancelled, so must be the wait.
+        Raises trio.EndOfChannel when the stream ended without it; where it had ended before, a second later, for the
+        next pipeline over this merger may be about to begin. When the pipeline is cancelled, so must be the wait.
         """
         await trio.lowlevel.checkpoint()
+        waited = False
         while (book := self.books.get(symbol)) is None or book.stale:
-            if self._finished:
+            if self._finished and waited:
                 raise trio.EndOfChannel(f"the stream ended without a partial of {self.table}:{symbol}")
-            await self._awaited.setdefault(symbol, trio.Event()).wait()
+            with trio.move_on_after(GRACE if self._finished else math.inf):
+                await self._awaited.setdefault(symbol, trio.Event()).wait()
+            waited = True
         return book
 
     def finish(self) -> Iterable[Any]:
@@ -82,6 +93,7 @@ class OrderBookMerger(Operator):
 
     def lose_state(self, source: str, reason: str) -> None:
         """All books of ``source`` are stale at once; the mark that follows (once per call) says so in the stream."""
+        self._finished = False  # whoever reports a loss is alive: perhaps the next pipeline over this merger
         self._coverage.announce(source, reason)
         for symbol, book in self.books.items():
             topic = self._topic(symbol)
@@ -92,6 +104,7 @@ class OrderBookMerger(Operator):
         return self._coverage.find(self.table, {"symbol": symbol})
 
     def process(self, item: Any) -> Iterable[Any]:
+        self._finished = False
         kind = type(item)
         if kind is TableMessage:
             if item.table != self.table:
@@ -103,14 +116,14 @@ class OrderBookMerger(Operator):
             if item.table != self.table:
                 return ()
             if item.action == "partial":
-                self._coverage.advance(item.source, item.generation)
-                return self._load(item)
+                lost = self._coverage.advance(item.source, item.generation)
+                return [*self._stale(lost, item.received), *self._load(item)] if lost else self._load(item)
             if item.action == "stale":
-                self._coverage.advance(item.source, item.generation)
-                lost = self._coverage.lose_scope(item.table, item.filter, item.source, item.reason)
+                lost = self._coverage.advance(item.source, item.generation)
+                lost += self._coverage.lose_scope(item.table, item.filter, item.source, item.reason)
                 return self._stale(lost, item.received)
             return self._apply(item, item.delta or item.rows)
-        if kind is Disconnected:  # its connection subscribes again of itself
+        if kind is Disconnected or kind is Connected:  # its connection subscribes again of itself
             return self._stale(self._coverage.lose_by(item), item.received)
         if kind is StateLost:
             lost = self._coverage.lose_by(item)

@@ -44,7 +44,10 @@ class TableApplier(Operator):
     (all of that source), by `StateLost`, and by what contradicts it: an update or delete of a row that is not there
     (other than a trimmed one), an insert of one that is, a row without its key columns. The unit is the topic as
     subscribed, as the partial's ``filter`` tells it (``trade`` for ``{}``, ``trade:XBTUSD``); each source has its
-    own, and what a partial covers is its source's from then on. A loss puts out one `TableUpdate` with action
+    own, and what a partial covers is its source's from then on. In a loop of pipelines one `TableApplier` can serve
+    them all: what a consumer that left did not hear of any more is said at the next `Connected`.
+
+    A loss puts out one `TableUpdate` with action
     ``stale`` per topic, in place of the message that contradicts, and asks for a new partial by ``resync(topic)``.
 
     Control messages are taken out of the stream; items of foreign kinds pass.
@@ -76,7 +79,7 @@ class TableApplier(Operator):
         kind = type(item)
         if kind is TableMessage:
             return self._load(item) if item.action == "partial" else self._apply(item)
-        if kind is Disconnected:  # its connection subscribes again of itself
+        if kind is Disconnected or kind is Connected:  # its connection subscribes again of itself
             return [self._stale(topic, item.received) for topic in self._coverage.lose_by(item)]
         if kind is StateLost:
             lost = self._coverage.lose_by(item)

@@ -19,6 +19,7 @@ import trio
 import trio.testing
 import trio_websocket
 
+from bitmex_streams.coverage import CONNECTING
 from bitmex_streams.errors import ConnectionClosed, ConnectionFailed, SubscriptionError
 from bitmex_streams.messages import Connected, Disconnected, RawMessage, StateLost
 from bitmex_streams.pipeline import Pipeline
@@ -516,9 +517,9 @@ async def test_watchers_are_told_of_a_disconnect_ahead_of_the_stream_until_they_
         unwatch()
         unwatch()
         async with connection.batches(None) as batches:
-            await eventually(lambda: calls)
+            await eventually(lambda: len(calls) == 2)
             items, _ = await drain(batches)
-    assert calls == [(url, "disconnected (1011: oops)")] and others == []
+    assert calls == [(url, CONNECTING), (url, "disconnected (1011: oops)")] and others == []
     assert texts(items) == ["one"]
 
 
@@ -596,7 +597,7 @@ async def test_reading_that_stood_still_for_too_long_loses_all_state_and_asks_fo
                 await exchange.send(f'{{"number":{number}}}')
             began = trio.current_time() - 1
             await trio.sleep(60)
-            assert len(calls) == 1, "told once, at once"
+            assert len(calls) == 2 and calls.pop(0)[1] == CONNECTING, "told once, at once"
             assert calls[0][0] - began == pytest.approx(10, abs=0.1) and "10 s" in calls[0][1]
             items = []
             with trio.move_on_after(5):

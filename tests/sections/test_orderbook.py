@@ -8,8 +8,13 @@ from typing import Any
 import pytest
 import trio
 
+from bitmex_streams.coverage import CONNECTING
+from bitmex_streams.exchange import open_exchange
 from bitmex_streams.messages import BookUpdate, Connected, Disconnected, Pong, Row, StateLost, TableMessage, TableUpdate
 from bitmex_streams.orderbook import BookSnapshot
+from bitmex_streams.pipeline import Pipeline
+from bitmex_streams.sections.connection import Connection
+from bitmex_streams.sections.decoder import Decoder
 from bitmex_streams.sections.orderbook import OrderBookMerger
 from bitmex_streams.sections.tables import TableApplier
 
@@ -190,6 +195,82 @@ def test_other_tables_and_control_messages_end_here_and_foreign_items_pass() -> 
     )
     foreign: Any = object()
     assert apply(books, foreign) == [foreign]
+
+
+@pytest.mark.parametrize("with_tables", ["none", "the same", "new ones"])
+@pytest.mark.parametrize("unheard", [["disconnected"], ["lag", "disconnected"]])
+def test_what_a_consumer_that_left_never_heard_of_is_said_when_the_next_connection_stands(
+    with_tables: str, unheard: list[str]
+) -> None:
+    tables, books = TableApplier(), OrderBookMerger()
+
+    def feed(item: Any) -> list[BookUpdate]:
+        before = [item] if with_tables == "none" else tables.process(item)
+        return [out for update in before for out in books.process(update)]
+
+    def lose(reason: str) -> None:
+        tables.lose_state(SOURCE, reason)
+        books.lose_state(SOURCE, reason)
+
+    lose(CONNECTING)
+    feed(Connected(0, SOURCE))
+    feed(partial(BID, ASK))
+    book = books.books["XBTUSD"]
+    assert not book.stale and not tables.stale
+    for reason in unheard:
+        lose(reason)
+    if with_tables == "new ones":
+        tables = TableApplier()
+    lose(CONNECTING)
+    lose("the new life has ended again, which has yet to come")
+    assert book.stale
+    marks = feed(Connected(2, SOURCE))
+    assert feed(delta("update", level(99, "Buy", 5))) == []
+    updates = [*marks, *feed(partial(BID, ASK))]
+    assert [update.stale for update in updates] == [True, False], "said once"
+    assert book.stale, "the new life has ended, too"
+    assert [update.stale for update in feed(Disconnected(3, SOURCE))] == [True]
+    lose(CONNECTING)
+    assert feed(Connected(4, SOURCE)) == []
+    assert [update.stale for update in feed(partial(BID, ASK))] == [False]
+    assert not book.stale and not tables.stale
+
+
+def test_a_life_of_which_nothing_was_heard_leaves_nothing_behind() -> None:
+    tables, books = TableApplier(), OrderBookMerger()
+    for reason in (CONNECTING, "disconnected", CONNECTING, "lag", "disconnected", CONNECTING):
+        tables.lose_state(SOURCE, reason)
+        books.lose_state(SOURCE, reason)
+    for item in (Connected(1, SOURCE), partial(BID, ASK)):
+        for update in tables.process(item):
+            apply(books, update)
+    assert not books.books["XBTUSD"].stale and not tables.stale
+
+
+@pytest.mark.parametrize("with_tables", [False, True])
+async def test_one_merger_serves_a_loop_of_pipelines(with_tables: bool) -> None:
+    tables, books = TableApplier(), OrderBookMerger()
+    async with open_exchange() as exchange:
+        for _ in range(3):
+            connection = Connection(exchange.url, subscribe=["orderBookL2:XBTUSD"])
+            sections = [connection, Decoder(), *([tables] if with_tables else []), books]
+            async with Pipeline.create(*sections) as pipeline, pipeline.tap(overflow="latest") as tap:
+                with trio.fail_after(10):
+                    while (await tap.receive()).stale:
+                        pass
+                    assert not (await books.ready("XBTUSD")).stale
+                    assert not tables.stale
+            assert books.books["XBTUSD"].stale
+
+
+async def test_a_merger_whose_stream_has_ended_can_be_waited_for_in_the_next_pipeline() -> None:
+    books = OrderBookMerger()
+    books.finish()
+    async with open_exchange() as exchange:
+        connection = Connection(exchange.url, subscribe=["orderBookL2:XBTUSD"])
+        async with Pipeline.create(connection, Decoder(), books) as pipeline, pipeline.tap(overflow="latest"):
+            with trio.fail_after(10):
+                assert not (await books.ready("XBTUSD")).stale
 
 
 async def test_ready_waits_for_a_book_that_is_not_stale(autojump_clock: Any) -> None:

@@ -18,9 +18,11 @@ import contextlib
 import logging
 import math
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator, Sequence
+from functools import partial
 from typing import Any, Literal, TypeAlias
 
 import trio
+from slurry.sections import Chain, Merge, Zip, ZipLatest
 from slurry.sections.abc import Section
 
 from .nurseries import background, one_error, real_error
@@ -291,20 +293,26 @@ class Pipeline:
 
     @contextlib.contextmanager
     def _wired(self) -> Iterator[None]:
-        """While it runs, connect operators with a source that can lose state and give it anew (a `Connection`)."""
-        resync = watch = None
+        """While it runs, connect operators with the sources before them that can lose state and give it anew."""
         with contextlib.ExitStack() as stack:
+            sources = self._parent._sources() if self._parent is not None else []
             for stage in self._stages:
-                section = stage.section
-                if isinstance(section, Source):
-                    resync, watch = getattr(section, "resync", None), getattr(section, "watch", None)
-                elif isinstance(section, Operator):
-                    if watch is not None:
-                        stack.callback(watch(section.lose_state))
-                    if resync is not None and section.resync is None:
-                        section.resync = resync
-                        stack.callback(setattr, section, "resync", None)
+                operator = stage.section
+                sources = _sources_behind(sources, operator)
+                if isinstance(operator, Operator) and sources:
+                    for source in sources:
+                        stack.callback(source.watch(operator.lose_state))
+                    if operator.resync is None:
+                        operator.resync = partial(_resync, sources)
+                        stack.callback(setattr, operator, "resync", None)
             yield
+
+    def _sources(self) -> list[Any]:
+        """The connections whose messages come out at the end."""
+        sources = self._parent._sources() if self._parent is not None else []
+        for stage in self._stages:
+            sources = _sources_behind(sources, stage.section)
+        return sources
 
     def __repr__(self) -> str:
         return f"<Pipeline {' | '.join(map(str, self._stages))}>"
@@ -342,6 +350,24 @@ class _Family:
 
 
 # --- the sections of a pipeline ---
+
+
+def _sources_behind(sources: list[Any], section: Any) -> list[Any]:
+    """Behind ``section``, when ``sources`` are those before it: a `Connection` takes their place, a combiner adds its
+    own.
+    """
+    if isinstance(section, Source):
+        return [section] if hasattr(section, "resync") and hasattr(section, "watch") else []
+    if isinstance(section, Chain | Merge | Zip | ZipLatest):
+        for inner in _flatten(section.sources):
+            sources = sources + _sources_behind([], inner)
+    return sources
+
+
+def _resync(sources: list[Any], topic: str) -> None:
+    """Ask all for a topic anew: it is nothing to those that are not subscribed to it."""
+    for source in sources:
+        source.resync(topic)
 
 
 def _cut_into_runs(pipeline: Pipeline, stages: list[Stage]) -> list[Run]:

@@ -439,6 +439,9 @@ class Tap(trio.abc.ReceiveChannel[Any]):
         self.close()
         await trio.lowlevel.checkpoint()
 
+    async def __aenter__(self) -> Tap:
+        return self
+
     def __enter__(self) -> Tap:
         return self
 

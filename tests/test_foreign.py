@@ -565,6 +565,8 @@ async def test_many_process_sections_leave_threads_for_others():
     async def one():
         async with Pipeline.create(count(1), ProcessPass()) as pipeline, pipeline.tap() as tap:
             received.append(await tap.receive())
+            if len(received) == 45:
+                everybody.set()
             await everybody.wait()
 
     everybody = trio.Event()
@@ -572,9 +574,7 @@ async def test_many_process_sections_leave_threads_for_others():
         async with trio.open_nursery() as nursery:
             for _ in range(45):
                 nursery.start_soon(one)
-            while len(received) < 45:
-                await trio.sleep(0.01)
-            everybody.set()
+            await everybody.wait()
 
 
 def silence():

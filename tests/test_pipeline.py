@@ -8,10 +8,11 @@ import pytest
 import trio
 import trio.testing
 from slurry.environments import TrioSection
+from slurry.sections import Merge
 
 from bitmex_streams.operator import Operator
 from bitmex_streams.pipeline import Pipeline
-from tests.support import Add, Burst, Hold, NeverAwaits, Pass, RaiseAt, Twice, count, until_cancelled
+from tests.support import Add, Burst, Hold, NeverAwaits, Pass, RaiseAt, TrioPass, Twice, count, until_cancelled
 
 
 async def collect(tap):
@@ -596,3 +597,60 @@ async def test_an_iterable_whose_iterator_is_another_object_is_closed(autojump_c
     async with Pipeline.create(Iterable()) as pipeline, pipeline.tap() as tap:
         await tap.receive()
     assert closed == [True]
+
+
+# --- connections and the operators behind them ---
+
+
+class Live(Burst):
+    """A source that can lose state and give it anew, as a Connection can."""
+
+    def __init__(self):
+        super().__init__(3)
+        self.asked = []
+        self.watchers = []
+
+    def resync(self, topic):
+        self.asked.append(topic)
+
+    def watch(self, callback):
+        self.watchers.append(callback)
+        return lambda: self.watchers.remove(callback)
+
+
+class Watches(Pass):
+    lost = ""
+
+    def lose_state(self, source, reason):
+        self.lost = source
+
+
+@pytest.mark.parametrize("how", ["directly", "in a combiner", "in an extension"])
+async def test_operators_are_connected_with_the_sources_before_them_while_the_pipeline_runs(how):
+    live, operator, foreign = Live(), Watches(), TrioPass()
+    sections = {
+        "directly": [live, foreign, operator],
+        "in a combiner": [Merge((live, Pass()), until_cancelled()), foreign, operator],
+        "in an extension": [live, foreign],
+    }[how]
+    async with Pipeline.create(*sections) as pipeline:
+        end = pipeline.extend(Pass()).extend(operator) if how == "in an extension" else pipeline
+        async with end.tap() as tap:
+            await tap.receive()
+            operator.resync("trade:XBTUSD")
+            for callback in live.watchers:
+                callback("ws://one", "gone")
+            assert live.asked == ["trade:XBTUSD"]
+            assert operator.lost == "ws://one"
+    assert operator.resync is None
+    assert not live.watchers
+
+
+async def test_a_resync_that_was_given_by_hand_is_left_alone():
+    asked = []
+    operator = Pass()
+    operator.resync = asked.append
+    async with Pipeline.create(Live(), operator) as pipeline:
+        await collect(pipeline.tap())
+        operator.resync("trade")
+    assert asked == ["trade"]

@@ -305,9 +305,16 @@ def is_mark(item: Any) -> bool:
     return kind is Connected or kind is Disconnected or kind is StateLost
 
 
+def symbol_of(row: Mapping[str, Any]) -> str | None:
+    """The symbol of a row (or of a filter). None where it has none: what is no str, whatever was sent, is no symbol."""
+    symbol = row.get("symbol")
+    return symbol if type(symbol) is str else None
+
+
 def stream_key(item: Any) -> Any:
     """The stream that an item belongs to, for `latest` taps and `Throttle`: (table, symbol) where it has them, else
-    its type.
+    its type; for what is said of one topic (`Subscribed`, `Unsubscribed`, `StateLost`), with that topic. Hashable,
+    whatever the rows hold.
     """
     kind = type(item)
     if kind is BookUpdate:
@@ -315,10 +322,12 @@ def stream_key(item: Any) -> Any:
     if kind is TableUpdate or kind is TableMessage:
         rows = item.rows
         if rows:
-            return item.table, rows[0].get("symbol")
-        return item.table, (item.filter or {}).get("symbol")
+            return item.table, symbol_of(rows[0])
+        return item.table, symbol_of(item.filter or {})
     if kind is Bar:
         return item.interval, item.symbol
+    if kind is Subscribed or kind is Unsubscribed or kind is StateLost:
+        return kind, item.topic
     return kind
 
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from ..messages import Bar, BookUpdate, StateLost, TableMessage, TableUpdate
+from ..messages import Bar, BookUpdate, StateLost, TableMessage, TableUpdate, symbol_of
 from ..operator import Operator
 
 __all__ = ["SymbolFilter", "TableFilter"]
@@ -32,8 +32,9 @@ class SymbolFilter(Operator):
     """Let through what is of the given symbols (str, as ``"XBTUSD"``).
 
     A `TableMessage` or `TableUpdate` with rows of several symbols is narrowed to a new one; where all rows match, the
-    same object passes. `BookUpdate` and `Bar` pass by their symbol. Rows without a symbol (margin, wallet, chat, ...)
-    and everything else pass: connections, answers of the exchange, items of other kinds.
+    same object passes. `BookUpdate` and `Bar` pass by their symbol. Rows without a symbol (margin, wallet, chat, ...;
+    also those whose symbol is no str) and everything else pass: connections, answers of the exchange, items of other
+    kinds.
 
     Raises ValueError without a symbol, or for a topic (``"trade:XBTUSD"``) in place of one.
     """
@@ -50,10 +51,10 @@ class SymbolFilter(Operator):
         if kind is TableMessage or kind is TableUpdate:
             wanted = self._wanted
             covered = item.filter  # given for a partial and for stale
-            if covered and covered.get("symbol") not in wanted:
+            if covered and symbol_of(covered) not in wanted:
                 return ()
             for row in item.rows:
-                if row.get("symbol") not in wanted:
+                if symbol_of(row) not in wanted:
                     return self._narrow(item)
             return (item,)
         if kind is StateLost and item.topic is not None:
@@ -63,11 +64,11 @@ class SymbolFilter(Operator):
 
     def _narrow(self, item: Any) -> Iterable[Any]:
         wanted = self._wanted
-        rows = [row for row in item.rows if row.get("symbol") in wanted]
+        rows = [row for row in item.rows if symbol_of(row) in wanted]
         if not rows and item.action != "partial":
             return ()
         if type(item) is TableUpdate:
-            return (replace(item, rows=rows, delta=[row for row in item.delta if row.get("symbol") in wanted]),)
+            return (replace(item, rows=rows, delta=[row for row in item.delta if symbol_of(row) in wanted]),)
         return (replace(item, rows=rows),)
 
 

@@ -101,6 +101,19 @@ def test_what_has_no_symbol_passes():
     assert through(SymbolFilter("XBTUSD"), *items) == items
 
 
+@pytest.mark.parametrize("symbol", [[], {}, ["XBTUSD"], 1, None])
+def test_what_is_no_symbol_is_none_whatever_was_sent(symbol):
+    odd = {"symbol": symbol}
+    items = [
+        TableMessage("trade", "insert", [odd], 1),
+        TableMessage("trade", "partial", [odd], 1, filter=odd),
+        TableUpdate("trade", "insert", [odd], 1, "a", [odd]),
+    ]
+    assert through(SymbolFilter("XBTUSD"), *items) == items
+    [narrowed] = through(SymbolFilter("XBTUSD"), TableMessage("trade", "insert", [odd, *MIXED], 1))
+    assert narrowed.rows == [odd, MIXED[0], MIXED[2]]
+
+
 @given(st.lists(st.sampled_from(["A", "B", "C", None])), st.sets(st.sampled_from("ABC"), min_size=1))
 def test_narrowing_by_symbol_is_a_filter_on_the_rows(symbols, wanted):
     rows = [{"id": number} | ({"symbol": symbol} if symbol else {}) for number, symbol in enumerate(symbols)]

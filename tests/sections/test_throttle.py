@@ -14,8 +14,12 @@ from bitmex_streams.messages import (
     Connected,
     Disconnected,
     Level,
+    Pong,
     StateLost,
+    Subscribed,
+    TableMessage,
     TableUpdate,
+    Unsubscribed,
     is_mark,
     stream_key,
 )
@@ -207,3 +211,21 @@ async def test_while_nothing_arrives_the_clock_puts_out_what_waits(autojump_cloc
 
 def test_the_default_key_is_table_and_symbol():
     assert Throttle(1)._key is stream_key
+
+
+@pytest.mark.parametrize("symbol", [[], {}, ["XBTUSD"]])
+def test_rows_whose_symbol_is_none_are_a_stream_of_their_table(symbol):
+    odd = {"symbol": symbol}
+    assert stream_key(TableMessage("trade", "insert", [odd], 1)) == ("trade", None)
+    assert stream_key(TableMessage("trade", "partial", [], 1, filter=odd)) == ("trade", None)
+    throttle = Throttle(1)
+    assert list(throttle.process(TableMessage("trade", "insert", [odd], 1))) != []
+
+
+def test_what_is_said_of_different_topics_is_of_different_streams():
+    trade, quote = Subscribed("trade", 1), Subscribed("quote", 1)
+    losses = [StateLost(1, "a", "why", "trade"), StateLost(1, "a", "why")]
+    items = [trade, quote, Unsubscribed("trade", 1), *losses, Pong(1)]
+    assert len({stream_key(item) for item in items}) == len(items)
+    throttle = Throttle(1)
+    assert [*throttle.process(trade), *throttle.process(quote)] == [trade, quote]

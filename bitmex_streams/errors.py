@@ -35,7 +35,9 @@ class ConnectionFailed(BitMEXStreamsError):
 class ConnectionClosed(BitMEXStreamsError):
     """An established connection ended otherwise than by a normal close (1000).
 
-    ``code`` is the websocket close code (int; 1006 where the connection broke without one), ``reason`` its text.
+    ``code`` is the websocket close code (int; 1006 where the connection broke without one, 1005 where the server's
+    close gave none, 1009 or 1002, 1003, 1007 also where this side could not take what the server sent: the message
+    says which), ``reason`` its text.
     """
 
     def __init__(self, message: str, *, code: int = 1006, reason: str = "") -> None:

@@ -22,6 +22,7 @@ import msgspec
 import trio
 import trio_websocket
 from slurry_websocket import Websocket
+from wsproto.connection import ConnectionState
 from wsproto.utilities import LocalProtocolError
 
 from .errors import ConnectionFailed
@@ -36,12 +37,16 @@ _REFUSAL_GRACE = 0.5  # seconds that the text of a refusal has to arrive: some h
 
 
 class TransportClosed(Exception):
-    """The websocket is closed. ``code`` (int; 1006: without a close frame) and ``reason`` (str) are the websocket's."""
+    """The websocket is closed. ``code`` (int; 1006: without a close frame; 1005: by one without a code) and ``reason``
+    (str) are the websocket's. ``by_server``: whether they are what the server's close frame says; else it is what this
+    side says of the server's traffic.
+    """
 
-    def __init__(self, code: int = 1006, reason: str = "") -> None:
+    def __init__(self, code: int = 1006, reason: str = "", *, by_server: bool = True) -> None:
         super().__init__(code, reason)
         self.code = code
         self.reason = reason
+        self.by_server = by_server
 
 
 class Transport(Protocol):
@@ -120,7 +125,9 @@ class _Wire(trio.abc.Stream):
         data: bytes = await self._stream.receive_some(_CHUNK)
         if self._shaking_hands:
             self.head += data[:_CHUNK]
-            if b"\r\n\r\n" in self.head or len(self.head) > _CHUNK:
+            if not b"HTTP/".startswith(self.head[:5]):
+                self._on_refusal()
+            elif b"\r\n\r\n" in self.head or len(self.head) > _CHUNK:
                 if self.status == 101:
                     self._shaking_hands = False
                 elif self.status is not None:
@@ -195,11 +202,14 @@ class WebsocketTransport(Websocket):
                 self._wire = _Wire(self._stream or await self._open_stream(), self._expect_refusal)
                 await self._shake_hands(nursery, self._wire)
                 return
-            where = (
-                f"a connection to {self.host} port {self.port}" if self._wire is None else "an answer to the handshake"
-            )
+            if self._wire is None:
+                what = f"no sign of a connection to {self.host} port {self.port}"
+            elif not self._wire.head:
+                what = "no sign of an answer to the handshake"
+            else:
+                what = f"the answer to the handshake, which begins {self._wire.head[:60]!r}, was not complete"
             raise ConnectionFailed(
-                f"no connection to {self.url}: no sign of {where} within {self.connect_timeout:g} s; "
+                f"no connection to {self.url}: {what} within {self.connect_timeout:g} s; "
                 "check the address and the network, or raise connect_timeout"
             )
         except BaseException:
@@ -255,8 +265,9 @@ class WebsocketTransport(Websocket):
                 f"{self.url} refused the connection with HTTP status {status}{said}{_ADVICE.get(status, '')}",
                 status=status,
             ) from self._reader_error
+        why = f": {self._reader_error}" if self._reader_error else ""
         how = (
-            f"answered what is no websocket handshake ({self._reader_error})"
+            f"answered what is no websocket handshake (it begins {wire.head[:60]!r}{why})"
             if wire.head
             else "closed the connection during the handshake"
         )
@@ -334,7 +345,9 @@ class WebsocketTransport(Websocket):
         closed = self._connection.closed
         if closed is None:
             return TransportClosed(1006, str(self._reader_error or ""))
-        return TransportClosed(int(closed.code), closed.reason or "")
+        # wsproto knows of a close frame that came; where it (or trio-websocket) objects to what came, it does not.
+        by_server = self._connection._wsproto.state in (ConnectionState.REMOTE_CLOSING, ConnectionState.CLOSED)
+        return TransportClosed(int(closed.code), closed.reason or "", by_server=by_server and closed.code != 1006)
 
     async def aclose(self, code: int = 1000, reason: str | None = None) -> None:
         """See `Transport.aclose`."""

@@ -253,6 +253,10 @@ async def test_what_breaks_the_protocol_ends_the_connection_after_what_was_whole
     async with speaking(frame(b"whole"), garbage) as url, connected(url) as transport:
         found, _ = await closed_after(transport, "whole")
         assert found in (code, 1006)
+    async with speaking(garbage) as url, connected(url) as transport:
+        with pytest.raises(TransportClosed) as caught:
+            await transport.receive()
+        assert not caught.value.by_server
 
 
 async def test_a_connection_lost_while_it_is_closing_does_not_hang():
@@ -333,6 +337,19 @@ async def test_a_server_that_hangs_up_or_speaks_something_else_is_a_failure_that
         with trio.fail_after(3):
             failed = await failure(url)
     assert failed.status is None and "is it a websocket server?" in str(failed)
+
+
+async def test_what_is_no_http_is_a_failure_at_once_that_shows_it_also_when_the_server_waits():
+    async with answering(b"SSH-2.0-OpenSSH\r\n", then_hang=True) as url:
+        with trio.fail_after(3):
+            failed = await failure(url)
+    assert "it begins b'SSH-2.0-OpenSSH" in str(failed)
+
+
+async def test_an_answer_that_stops_half_way_is_a_failure_that_shows_it():
+    async with answering(b"HTTP/1.1 101 Switching", then_hang=True) as url:
+        failed = await failure(url, connect_timeout=0.2)
+    assert "begins b'HTTP/1.1 101 Switching'" in str(failed) and "not complete within 0.2 s" in str(failed)
 
 
 async def test_a_server_that_does_not_answer_the_handshake_is_a_failure_after_connect_timeout():

@@ -66,10 +66,11 @@ class Connection(Source):
     ``ssl_context``: for ``wss://`` URLs; default: the system's certificates.
     ``transport``: a name in `bitmex_streams.transport.TRANSPORTS`, or a factory like those.
 
-    How the stream ends: after a normal close by the server (1000) it just does; after any other with
-    `ConnectionClosed`; with `ConnectionFailed` when no connection could be made; with `SubscriptionError` when a topic
-    of ``subscribe`` was refused; in each case after everything that arrived before. Leaving it (also by cancellation)
-    closes the websocket, which takes at most 2 seconds.
+    How the stream ends: after a normal close by the server (1000) it just does; after any other (also one without a
+    code, which is 1005: it does not say that all is well) with `ConnectionClosed`; with `ConnectionFailed` when no
+    connection could be made; with `SubscriptionError` when a topic of ``subscribe`` was refused; in each case after
+    everything that arrived before. Leaving it (also by cancellation) closes the websocket, which takes at most 2
+    seconds.
 
     Raises ValueError for a bad URL, network or topic.
     """
@@ -447,12 +448,15 @@ class _Session:
 
     def _closed_error(self, closed: TransportClosed) -> ConnectionClosed:
         url, code, reason = self.connection.url, closed.code, closed.reason
-        if code == 1009:
-            what = f"a message was larger than max_message_size={self.connection.max_message_size} bytes: raise it"
-        elif code == 1006:
+        if code == 1006:
             what = f"the connection broke without a close frame{f' ({reason})' if reason else ''}"
+        elif closed.by_server:
+            said = "without saying why (1005)" if code == 1005 else f"with code {code}"
+            what = f"the server closed it {said}{f': {reason}' if reason else ''}"
+        elif code == 1009:
+            what = f"a message was larger than max_message_size={self.connection.max_message_size} bytes: raise it"
         else:
-            what = f"the server closed it with code {code}{f': {reason}' if reason else ''}"
+            what = f"what the server sent is no valid websocket traffic (code {code}{f': {reason}' if reason else ''})"
         return ConnectionClosed(f"the connection to {url} ended: {what}", code=code, reason=reason)
 
 

@@ -208,6 +208,37 @@ async def test_a_message_that_is_too_large_names_the_parameter():
     assert type(error) is ConnectionClosed and error.code == 1009 and "max_message_size=1000" in str(error)
 
 
+@pytest.mark.parametrize("code", [1002, 1007, 1009])
+async def test_what_the_server_says_is_told_apart_from_what_this_side_says_of_it(code):
+    async with sending("one", code=code, reason="because") as url:
+        _, error = await run(Connection(url))
+    assert error.code == code and f"the server closed it with code {code}: because" in str(error)
+
+
+@pytest.mark.parametrize("garbage, code", [(b"\xff\xff\xff\xff\xff", 1002), (b"\x81\x02\xff\xfe", 1007)])
+async def test_what_is_no_websocket_traffic_is_not_blamed_on_a_close_of_the_server(garbage, code):
+    async def handle(request):
+        ws = await request.accept()
+        await ws._stream.send_all(garbage)
+        await trio.sleep_forever()
+
+    async with serve_websocket(handle) as url:
+        _, error = await run(Connection(url))
+    assert error.code == code and f"what the server sent is no valid websocket traffic (code {code}" in str(error)
+
+
+async def test_a_close_without_a_code_is_an_error_that_says_so():
+    async def handle(request):
+        ws = await request.accept()
+        await ws._stream.send_all(b"\x88\x00")
+        with suppress(trio_websocket.ConnectionClosed):
+            await ws.get_message()
+
+    async with serve_websocket(handle) as url:
+        items, error = await run(Connection(url))
+    assert items[-1].code == error.code == 1005 and "the server closed it without saying why" in str(error)
+
+
 async def test_a_failure_to_connect_comes_out_as_itself():
     async with serve_tcp(receive_head) as port:
         items, error = await run(Connection(f"ws://127.0.0.1:{port}/realtime"))

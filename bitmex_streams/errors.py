@@ -50,7 +50,8 @@ class SubscriptionError(BitMEXStreamsError):
     """The exchange refused a subscription, or did not answer it in time.
 
     ``topic`` (str) is the topic in question; ``status`` (int) the exchange's status code, None where there was no
-    answer.
+    answer. An error that came while the answer was waited for, and did not say what it was about (a rate limit,
+    say), refuses nothing; but when no answer has come in time, its status and words are in this.
     """
 
     def __init__(self, message: str, *, topic: str = "", status: int | None = None) -> None:

@@ -24,6 +24,7 @@ __all__ = [
     "PUBLIC_TABLES",
     "Acknowledged",
     "ClientProtocol",
+    "Complaint",
     "Refused",
     "check_topic",
     "covers",
@@ -60,6 +61,15 @@ class Refused(msgspec.Struct, frozen=True):
 
     op: Op
     topic: str
+    status: int | None
+    error: str
+
+
+class Complaint(msgspec.Struct, frozen=True):
+    """An error that says not what it is about (a rate limit, say): its ``status`` (int, None where not sent) and its
+    words.
+    """
+
     status: int | None
     error: str
 
@@ -126,6 +136,9 @@ class ClientProtocol:
         """Whether this server answers commands (tardis-machine does not: there the first message of a topic is the
         answer).
         """
+        self.complaint: Complaint | None = None
+        """The last error that the server did not tie to a command, nor to anything else."""
+        self._mute = False  # data has answered a subscription, and nothing was acknowledged so far
         self._topics: dict[str, _Topic] = {}
         self._changed: dict[str, None] = {}  # a set that keeps its order
         self._awaited: frozenset[str] = frozenset()  # tables whose data may answer a subscription
@@ -186,6 +199,9 @@ class ClientProtocol:
     def settled(self, topic: str) -> bool:
         """Whether all that was asked about ``topic`` has been sent and answered (or was taken back before it was
         sent).
+
+        A server that has answered subscriptions by data alone has no way to answer an ``unsubscribe``: there, to have
+        sent it is all.
         """
         state = self._topics.get(topic)
         return state is None or (topic not in self._changed and not state.unanswered)
@@ -207,7 +223,7 @@ class ClientProtocol:
             topic.unanswered.clear()
         self._changed = {name: None for name, topic in self._topics.items() if topic.wanted}
         self._awaited = frozenset()
-        self.acknowledges = False
+        self.acknowledges = self._mute = False
 
     def commands(self) -> list[str]:
         """What has to be sent now, in order.
@@ -252,6 +268,7 @@ class ClientProtocol:
             self._take_answer(answer)
         if answers:
             self.acknowledges = self.acknowledges or message.table is None
+            self._mute = not self.acknowledges
             self._tidy()
         return answers
 
@@ -263,8 +280,13 @@ class ClientProtocol:
             yield Acknowledged("subscribe", message.subscribe)
         elif message.unsubscribe is not None and message.success is not False:
             yield Acknowledged("unsubscribe", message.unsubscribe)
-        elif message.error is not None and isinstance(message.request, dict):
-            yield from self._refused(message)
+        elif message.error is not None:
+            if isinstance(message.request, dict):
+                yield from self._refused(message)
+            elif message.request is None:
+                status, error = _words(message)
+                if "authkey" not in error.lower():  # that is not about subscriptions, and may quote a key
+                    self.complaint = Complaint(status, error)
 
     def _answered_by_data(self, table: str, message: _Message) -> Iterator[Acknowledged]:
         if message.filter:
@@ -285,8 +307,7 @@ class ClientProtocol:
         open_names = [
             name for name in names if (topic := self._topics.get(name)) is not None and op in topic.unanswered
         ]
-        error = message.error if isinstance(message.error, str) else msgspec.json.encode(message.error).decode()
-        status = message.status if isinstance(message.status, int) else None
+        status, error = _words(message)
         for name in _meant(open_names, error, status):
             if f"{'already' if op == 'subscribe' else 'not'} subscribed" in error.lower():
                 yield Acknowledged(op, name)  # it is as we want it
@@ -311,6 +332,11 @@ class ClientProtocol:
             topic.wanted = topic.sent = topic.held  # asked for in the URL, or by a command of the user's own making
 
     def _tidy(self) -> None:
+        if self._mute:  # nothing will say that a topic was given up
+            for topic in self._topics.values():
+                if topic.unanswered and topic.unanswered[-1] == "unsubscribe":
+                    topic.held = False
+                    topic.unanswered.clear()
         self._topics = {
             name: topic
             for name, topic in self._topics.items()
@@ -322,6 +348,12 @@ class ClientProtocol:
             for name, topic in self._topics.items()
             if "subscribe" in topic.unanswered and not self.acknowledges
         )
+
+
+def _words(message: _Message) -> tuple[int | None, str]:
+    """The status and the words of an error."""
+    error = message.error if isinstance(message.error, str) else msgspec.json.encode(message.error).decode()
+    return message.status if isinstance(message.status, int) else None, error
 
 
 def _commands(op: Op, topics: list[str]) -> Iterator[str]:

@@ -13,6 +13,7 @@ from bitmex_streams.protocol import (
     PUBLIC_TABLES,
     Acknowledged,
     ClientProtocol,
+    Complaint,
     Refused,
     check_topic,
     covers,
@@ -171,6 +172,30 @@ def test_a_message_of_another_symbol_or_table_is_no_answer(protocol):
     assert send_data(protocol, "trade", "ETHUSD") == () and send_data(protocol, "quote", "XBTUSD") == ()
 
 
+def test_a_server_that_has_answered_by_data_alone_is_not_waited_for_when_topics_are_given_up(protocol):
+    protocol.subscribe(["trade", "quote"])
+    commands(protocol)
+    protocol.unsubscribe(["quote"])
+    assert not protocol.settled("quote")
+    assert commands(protocol) == [("unsubscribe", ["quote"])]
+    assert not protocol.settled("quote"), "it may be one that acknowledges"
+    send_data(protocol, "trade", "XBTUSD")
+    assert protocol.settled("quote")
+    protocol.unsubscribe(["trade"])
+    assert not protocol.settled("trade"), "not sent yet"
+    assert commands(protocol) == [("unsubscribe", ["trade"])]
+    assert protocol.settled("trade") and protocol.subscriptions == frozenset()
+    protocol.subscribe(["trade"])
+    commands(protocol)
+    assert not protocol.settled("trade")
+    send_data(protocol, "trade", "XBTUSD")
+    assert protocol.settled("trade") and protocol.subscriptions == {"trade"}
+    assert protocol.resync("trade") and commands(protocol) == [("unsubscribe", ["trade"]), ("subscribe", ["trade"])]
+    assert not protocol.settled("trade")
+    send_data(protocol, "trade", "XBTUSD")
+    assert protocol.settled("trade") and protocol.subscriptions == {"trade"}
+
+
 def test_an_empty_partial_answers_by_its_filter(protocol):
     protocol.subscribe(["liquidation:XBTUSD"])
     commands(protocol)
@@ -221,6 +246,16 @@ def test_that_it_is_already_subscribed_is_no_refusal(protocol):
     commands(protocol)
     refuse(protocol, "You are not subscribed to this topic: trade", "trade", op="unsubscribe")
     assert protocol.subscriptions == frozenset() and protocol.refusal("trade") is None
+
+
+def test_an_error_without_a_request_refuses_nothing_and_is_known(protocol):
+    protocol.subscribe(["trade"])
+    commands(protocol)
+    assert protocol.receive('{"status":429,"error":"Rate limit exceeded","meta":{"retryAfter":1}}') == ()
+    assert protocol.complaint == Complaint(429, "Rate limit exceeded")
+    assert not protocol.settled("trade") and protocol.refusal("trade") is None
+    acknowledge(protocol, "subscribe", "trade")
+    assert protocol.subscriptions == {"trade"}
 
 
 def test_an_error_that_answers_no_command_of_ours_changes_nothing(protocol):

@@ -24,7 +24,7 @@ from ..inbox import Inbox, OutputClosed
 from ..messages import Connected, Disconnected, RawMessage, StateLost
 from ..nurseries import background
 from ..operator import Source
-from ..protocol import PRIVATE_TABLES, PUBLIC_TABLES, ClientProtocol, Refused, check_topic
+from ..protocol import PRIVATE_TABLES, PUBLIC_TABLES, ClientProtocol, Complaint, Refused, check_topic
 from ..transport import (
     CLOSE_TIMEOUT,
     CONNECT_TIMEOUT,
@@ -158,7 +158,9 @@ class Connection(Source):
         """Give topics up, and wait until the server has answered. For topics that are not subscribed, nothing happens.
 
         The topics have to be named as they were subscribed: giving up ``trade:XBTUSD`` while ``trade`` is subscribed
-        does nothing. Cancellation and errors: as for `subscribe`.
+        does nothing. A server that acknowledges nothing, but has sent data of something that was subscribed, is taken
+        at once to have done it, though its data may go on (tardis-machine's does). Cancellation and errors: as for
+        `subscribe`.
         """
         self._required.difference_update(topics)
         await self._settle(self._protocol.unsubscribe, topics)
@@ -218,6 +220,7 @@ class Connection(Source):
         for topic in topics:
             check_topic(topic)
         self._check_open()
+        complaint = self._protocol.complaint
         asked = ask(topics)
         self._wake_writer()
         since = trio.current_time()
@@ -227,7 +230,7 @@ class Connection(Source):
             with trio.CancelScope(deadline=self._answer_deadline(since)):
                 await self._news.park()
                 continue
-            raise self._unanswered(waiting)
+            raise self._unanswered(waiting, complaint)
         for topic in asked:
             if refused := self._protocol.refusal(topic):
                 raise _subscription_error(refused)
@@ -243,14 +246,20 @@ class Connection(Source):
             since = max(since, session.connected_at)
         return since + self.subscribe_timeout
 
-    def _unanswered(self, topics: list[str]) -> SubscriptionError:
-        session = self._session
+    def _unanswered(self, topics: list[str], earlier: Complaint | None) -> SubscriptionError:
+        session, complaint, status = self._session, self._protocol.complaint, None
         if session is None:
             why = "the connection is not open: a pipeline starts with its first tap, or with start()"
         elif session.inbox.full:
             why = (
                 "the buffer of the connection is full, so its answer cannot be read: a section is stuck, or a `block` "
                 "tap is open that nobody reads (close it, read it, or open it with another overflow policy)"
+            )
+        elif complaint is not None and complaint is not earlier:
+            status = complaint.status
+            why = (
+                f"meanwhile the server said, without saying about what: {complaint.error[:200]}"
+                f"{'' if status is None else f' (status {status})'}; the command stays in force"
             )
         elif unknown := [topic for topic in topics if topic.partition(":")[0] not in PUBLIC_TABLES | PRIVATE_TABLES]:
             why = f"the server may have no such table as {unknown[0].partition(':')[0]!r}"
@@ -259,6 +268,7 @@ class Connection(Source):
         return SubscriptionError(
             f"no answer about {', '.join(topics)} from {self.url} within {self.subscribe_timeout:g} s: {why}",
             topic=topics[0],
+            status=status,
         )
 
 

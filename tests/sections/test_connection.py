@@ -595,6 +595,38 @@ async def test_an_unanswered_subscription_says_what_else_may_be_wrong(topic, wor
                 await connection.subscribe(topic)
 
 
+async def test_an_error_that_says_not_what_it_is_about_is_in_the_timeout_of_who_waits():
+    async def handle(request):
+        ws = await request.accept()
+        while True:
+            await ws.get_message()
+            await ws.send_message('{"status":429,"error":"Rate limit exceeded, retry in 1 seconds."}')
+
+    async with serve_websocket(handle) as url:
+        connection = Connection(url, subscribe_timeout=0.2)
+        async with reading(connection):
+            with pytest.raises(SubscriptionError, match="Rate limit exceeded, retry in 1 seconds") as caught:
+                await connection.subscribe("trade")
+            assert (caught.value.status, caught.value.topic) == (429, "trade")
+
+
+async def test_unsubscribing_from_a_server_that_only_sends_data_does_not_wait_for_what_never_comes():
+    async def handle(request):
+        ws = await request.accept()
+        await ws.get_message()
+        await ws.send_message(json.dumps(partial_of("trade")))
+        await ws.get_message()
+        await trio.sleep_forever()
+
+    async with serve_websocket(handle) as url:
+        connection = Connection(url)
+        async with reading(connection):
+            with trio.fail_after(3):
+                await connection.subscribe("trade")
+                await connection.unsubscribe("trade")
+            assert connection.subscriptions == frozenset()
+
+
 async def test_subscribing_on_a_connection_that_nobody_opens_times_out(autojump_clock):
     with pytest.raises(SubscriptionError, match="a pipeline starts with its first tap"):
         await Connection("testnet").subscribe("trade")

@@ -113,6 +113,28 @@ def test_keys_and_signatures_are_masked_wherever_they_are_echoed(caplog: pytest.
     items = [decode(answer) for answer in answers]
     assert [type(item) for item in items] == [Authenticated, ErrorMessage, Help, Help, StateLost, Subscribed]
     assert items[0].request == {"op": "authKeyExpires", "args": ["***", "***", "***"]}
+    odd: list[Any] = [
+        {"status": 401, "error": f"{SIGNATURE} is not the signature of {KEY}", "request": command},
+        {"status": 401, "error": "no", "meta": {"args": [KEY], KEY: {"is": SIGNATURE}}, "request": command},
+        {"request": [command]},
+        {"request": ["authKeyExpires", KEY, 1518064236, SIGNATURE]},
+        {"request": {"op": "authKeyExpires", "args": {"key": KEY, "signature": [SIGNATURE]}}},
+        {"status": 400, "error": "bad", "request": json.dumps(command)},
+        {"status": 400, "error": f"cannot do {json.dumps(command)}"},
+        {"error": {"request": command}},
+        {"error": {"message": f"not {KEY}", "request": command}},
+        {"info": "echo", "version": SIGNATURE, "request": command},
+        [command],
+    ]
+    for answer in odd:
+        items += [decode(answer), decode(json.dumps(answer).encode())]
+    assert items[6].error == "*** is not the signature of ***"
+    assert decode({"error": "Invalid authKeyExpires signature.", "request": command}).error.startswith("Invalid auth")
+    short = {"success": True, "request": {"op": "authKeyExpires", "args": ["k", 1, "e"]}}
+    assert type(decode(short)) is Authenticated, "what is masked is no part of other words"
+    for depth in range(100, 1000, 100):
+        answer = '{"request":' * depth + json.dumps(command) + "}" * depth
+        assert type(decode(answer)) in (Help, StateLost), "nested without end"
     shown = repr(items) + caplog.text
     assert KEY not in shown
     assert SIGNATURE not in shown

@@ -28,6 +28,8 @@ def to_nanoseconds(time: str | datetime) -> int:
             time = datetime.fromisoformat(time)
         except ValueError:
             raise ValueError(f"{time!r} is no ISO timestamp, as '2021-07-22T22:36:10.014Z' is") from None
+    elif not isinstance(time, datetime):
+        raise ValueError(f"{time!r} is no ISO timestamp, as '2021-07-22T22:36:10.014Z' is")
     if time.tzinfo is None:
         raise ValueError(f"{time.isoformat()!r} has no time zone: append Z to a string, or give a datetime tzinfo=UTC")
     return (time - _EPOCH) // timedelta(microseconds=1) * 1000

@@ -31,7 +31,8 @@ def test_other_time_zones_are_understood():
 
 
 @pytest.mark.parametrize(
-    "text", ["", "soon", "2021-07-22", "2021-07-22T22:36:10", "2021-13-22T22:36:10.014Z", "2021-07-22T22:36"],
+    "text",
+    [None, 1, [], {}, "", "soon", "2021-07-22", "2021-07-22T22:36:10", "2021-13-22T22:36:10.014Z", "2021-07-22T22:36"],
 )
 def test_what_is_no_moment_is_an_error(text):
     with pytest.raises(ValueError, match=r"time zone|no ISO timestamp|does not begin"):

@@ -1,38 +1,87 @@
 """Trades to bars.
 
-A trade is of the bar in which its exchange timestamp lies. A bar ends when a trade of its symbol comes from a later
-one, or when its end, and a second of grace (and the least delay of a trade so far) for what is still on its way, has
-passed by ``received``. What makes a bar complete is that the partial that began (or last restored) the trust in its
-symbol came no later than the bar's start.
+Two clocks are at work. A trade is of the bar in which its *exchange timestamp* lies, and bars open and follow each
+other by those timestamps. `received` is of another clock: a little ahead or behind, or years away, where a server
+plays old data. The least delay of a trade so far maps one to the other, source by source. `received` serves for two
+things only: to close a bar in which nothing more is traded, a second of grace after its end; and to tell when a
+partial came, so which bars are complete.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
+from numbers import Number
 from typing import Any, Literal
 
 from ..coverage import Coverage, Topic
-from ..messages import Bar, Disconnected, StateLost, TableMessage, TableUpdate
+from ..messages import Bar, Disconnected, Row, StateLost, TableMessage, TableUpdate, symbol_of
 from ..operator import Operator
 from ..timestamps import to_iso, to_nanoseconds
 
 __all__ = ["Bars"]
 
+log = logging.getLogger("bitmex_streams")
+
 _SECOND = 1_000_000_000
-_INTERVALS = {"1m": 60 * _SECOND, "5m": 300 * _SECOND, "1h": 3600 * _SECOND, "1d": 86400 * _SECOND}
+_DAY = 86400 * _SECOND
+_INTERVALS = {"1m": 60 * _SECOND, "5m": 300 * _SECOND, "1h": 3600 * _SECOND, "1d": _DAY}
 _GRACE = _SECOND
+_FILLED = 1440
+"""How many bars without trades are filled in at once, at most."""
+_LAST_TIME = to_nanoseconds("9999-01-01T00:00:00Z")  # the bars of later ones have ends that no date has
+
+
+class _Partial:
+    """When a partial came, by the exchange's clock (ns).
+
+    It was no earlier than its newest row (``row``), and no later than the first trade behind it (``first``). Between
+    these, it was ``lag`` before it was received.
+    """
+
+    __slots__ = ("first", "received", "row", "time")
+
+    def __init__(self, received: int, row: int, lag: int) -> None:
+        self.received = received
+        self.row = row
+        self.first: int | None = None
+        self.time = max(row, received - lag)
+
+    def refine(self, lag: int) -> None:
+        """A lesser delay was seen: the partial may have come later than was thought."""
+        if self.first is not None:
+            self.time = min(max(self.time, self.received - lag), self.first)
+
+    def followed_by(self, first: int, lag: int, limit: int) -> None:
+        """The first trade behind it. What is further from it than ``limit`` is not of the same clock."""
+        self.first = first
+        self.time = min(max(self.row, self.received - lag), first)
+        if self.time < first - limit:
+            self.time = first
 
 
 class _Symbol:
-    """One symbol: the bar in the making, which ends at ``end`` (ns), and the last price known."""
+    """One symbol: the bar in the making, which ends at ``end`` (ns; None: not before a trade tells when), and the
+    last price known.
 
-    __slots__ = ("end", "high", "last", "late", "low", "notional", "open", "trades", "volume")
+    ``fresh``: no trade was added and no bar put out so far, so that ``end`` can still be corrected. ``astray``: the
+    last trade was too far from the bar in the making to be believed.
+    """
 
-    def __init__(self, end: int) -> None:
+    __slots__ = (
+        "astray", "end", "fresh", "high", "last", "late", "low", "notional", "open", "source", "trades", "volume",
+        "warned",
+    )
+
+    def __init__(self, source: str, end: int | None) -> None:
+        self.source = source
         self.last: Any = None
+        self.fresh = True
+        self.astray = False
+        self.warned = False
         self.begin(end)
 
-    def begin(self, end: int) -> None:
+    def begin(self, end: int | None) -> None:
         self.end = end
         self.open: Any = None
         self.high: Any = None
@@ -77,12 +126,22 @@ class Bars(Operator):
 
     ``complete`` is False where trades may be missing: in a bar that began before the partial did, that saw a loss of
     state (`Disconnected`, `StateLost`, a stale `TableUpdate`), or in which the input ended; and in one during which a
-    trade came for a bar already put out, which is then counted in `late`. Marks, other tables and the exchange's
-    answers are taken in; items of kinds that are not ours pass.
+    trade came for a bar already put out, which is then counted in `late` (and logged as a warning, once for each
+    symbol). A trade that cannot be one (no symbol, timestamp, price or size, or of a wrong type) is a loss of the
+    state of its topic: logged, and a new partial is asked for by `resync`.
+
+    Time: bars follow the exchange's timestamps, also where ``received`` is of another time, as with a server that
+    plays old data. Where a topic's first partial is more than a day from ``received``, there are no bars before the
+    first trade has told how both clocks go together. At most 1440 bars without trades are filled in at once; after a
+    longer silence the bars begin anew with the next one, which is not complete. One trade more than 1440 bars away
+    from the bar in the making (a timestamp of the year 2999) is taken for an error, and counted in `late`; a second
+    one in a row is believed, and begins anew there.
+
+    Marks, other tables and the exchange's answers are taken in; items of kinds that are not ours pass.
     """
 
     late: int
-    """How many trades came when their bar was out, and so are in no bar."""
+    """How many trades came when their bar was out, or with a time that was not believed, and so are in no bar."""
 
     def __init__(self, interval: Literal["1m", "5m", "1h", "1d"] = "1m") -> None:
         if interval not in _INTERVALS:
@@ -90,10 +149,11 @@ class Bars(Operator):
         self.interval = interval
         self.late = 0
         self._length = _INTERVALS[interval]
+        self._limit = _FILLED * self._length
         self._symbols: dict[str, _Symbol] = {}
         self._coverage = Coverage()
-        self._lag: int | None = None  # the least delay of a trade so far: large where the local clock is ahead
-        self._since: dict[Any, int] = {}  # by the scope of a topic: the time from which its trades are all there
+        self._lag: dict[str, int] = {}  # by source: the least delay of a trade so far (ns)
+        self._partials: dict[Any, _Partial] = {}  # by the scope of a topic
 
     def process(self, item: Any) -> Iterable[Any]:
         kind = type(item)
@@ -108,16 +168,25 @@ class Bars(Operator):
             return ()
         if kind is Disconnected or kind is StateLost:
             self._coverage.lose_by(item)
+            if kind is StateLost and self.resync is not None:  # a connection that was lost subscribes again of itself
+                for topic in self._coverage.concerned(item.source, item.topic):
+                    self.resync(topic.name)
             return ()
         return () if kind.__module__ == TableMessage.__module__ else (item,)
 
     def on_time(self, now: int) -> Iterator[Bar]:
-        grace = self._grace
-        while (end := min(state.end for state in self._symbols.values())) + grace <= now:
+        while (due := self._next_due()) is not None and due <= now:
             for symbol, state in self._symbols.items():
-                if state.end == end:
-                    yield self._close(symbol, state, end + grace)
-        self.deadline = end + grace
+                if state.end is None or self._due(state) != due:
+                    continue
+                if now - due <= self._limit:
+                    yield self._close(symbol, state, due)
+                    continue
+                time = state.end + now - due
+                if state.trades:
+                    yield self._close(symbol, state, due)
+                self._begin_anew(state, time)
+        self.deadline = due
 
     def finish(self) -> Iterator[Bar]:
         for symbol, state in self._symbols.items():
@@ -127,65 +196,143 @@ class Bars(Operator):
         self.deadline = None
 
     def _load(self, partial: TableMessage | TableUpdate) -> None:
-        topic = Topic("trade", partial.filter, partial.source)
-        rows = [row for row in partial.rows if row.get("symbol") and row.get("price") is not None]
-        begin = max([partial.received, *(to_nanoseconds(row["timestamp"]) for row in rows if row.get("timestamp"))])
+        topic, received, source = Topic("trade", partial.filter, partial.source), partial.received, partial.source
+        prices: dict[str, Any] = {}
+        times = []
+        for row in partial.rows:
+            try:
+                symbol, time, price, _ = _trade(row)
+            except (ValueError, ArithmeticError):
+                continue  # an old trade: nothing is lost without it
+            if price is not None:
+                prices[symbol] = price
+                times.append(time)
+        newest = max(times, default=0)
+        lag = self._lag.get(source)
         before = self._coverage.find("trade", dict(topic.filter))
-        if before is not None and not before.stale and before.source == topic.source:
-            begin = self._since[before.scope]  # repeated, or narrowed, without a loss
+        if before is not None and not before.stale and before.source == source:
+            begun = self._partials[before.scope]  # repeated, or narrowed, without a loss
+        else:
+            begun = _Partial(received, newest, lag or 0)
         self._coverage.cover(topic)
-        self._since[topic.scope] = begin
-        for row in rows:
-            self._state(row["symbol"], begin).last = row["price"]
+        self._partials[topic.scope] = begun
+        agreed = lag is not None or not times or abs(received - newest) <= _DAY
         if isinstance(topic.scope, str):
-            self._state(topic.scope, begin)
+            prices.setdefault(topic.scope, None)
+        for symbol, price in prices.items():
+            state = self._symbols.get(symbol)
+            if state is None:
+                state = self._symbols[symbol] = _Symbol(source, self._end(begun.time) if agreed else None)
+                self._schedule(state)
+            state.source = source
+            if price is not None:
+                state.last = price
 
     def _insert(self, item: TableMessage | TableUpdate) -> Iterator[Bar]:
         for row in item.rows:
             topic = self._coverage.find("trade", row)
             if topic is None or topic.stale or topic.source != item.source:
                 continue  # no partial yet, or none since the last loss of state
-            symbol, price = row.get("symbol"), row.get("price")
-            if symbol is None or price is None:
-                continue
             try:
-                time = to_nanoseconds(row["timestamp"])
-            except (KeyError, TypeError, ValueError):
-                where = item.source or "its source"
-                raise ValueError(f"a trade without a valid timestamp came from {where}: {row!r}") from None
-            if self._lag is None or item.received - time < self._lag:
-                self._lag = item.received - time
-            state = self._state(symbol, time)
-            if state.last is None and not state.trades and time >= state.end:
-                state.begin(self._end(time))  # nothing known before it: no bars to fill in
-            while time >= state.end:
-                yield self._close(symbol, state, item.received)
-            if time < state.end - self._length:
-                self.late += 1
-                state.late = True
-            else:
-                state.add(price, row.get("size") or 0)
+                symbol, time, price, size = _trade(row)
+            except (ValueError, ArithmeticError) as error:
+                topic.stale = f"{topic.name}: a row from {item.source or 'its source'} is no trade, {error}"
+                log.warning("state lost: %s", topic.stale)
+                if self.resync is not None:
+                    self.resync(topic.name)
+                continue
+            if price is not None:
+                yield from self._add(topic, symbol, time, price, size, item.received)
 
-    @property
-    def _grace(self) -> int:
-        return _GRACE + max(0, self._lag or 0)
+    def _add(self, topic: Topic, symbol: str, time: int, price: Any, size: int, received: int) -> Iterator[Bar]:
+        length, limit, partial = self._length, self._limit, self._partials[topic.scope]
+        state = self._symbols.get(symbol)
+        if state is not None and not state.fresh and not time - limit <= self._started(state) <= time + limit:
+            if not state.astray:
+                state.astray = True
+                self._miss(symbol, state, time, "is too far from the one before")
+                return
+            if state.trades:
+                yield self._close(symbol, state, received)
+            self._begin_anew(state, time)
+            self._lag[topic.source] = received - time
+            partial.first = time if partial.first is None else min(partial.first, time)
+        self._observe(topic.source, received - time)
+        if partial.first is None:
+            partial.followed_by(time, self._lag[topic.source], limit)
+            for name, other in self._symbols.items():
+                if other.fresh and self._coverage.find("trade", {"symbol": name}) is topic:
+                    other.begin(self._end(partial.time))
+                    self._schedule(other)
+        else:
+            partial.refine(self._lag[topic.source])
+        if state is None:
+            state = self._symbols[symbol] = _Symbol(topic.source, self._end(time))
+            self._schedule(state)
+        elif state.fresh and (state.end is None or state.last is None or not time - limit < state.end - length <= time):
+            # Nothing is known before it: no bars to fill in.
+            state.begin(self._end(time))
+            self._schedule(state)
+        state.astray = False
+        state.source = topic.source
+        assert state.end is not None
+        while time >= state.end:
+            yield self._close(symbol, state, received)
+        if time < state.end - length:
+            self._miss(symbol, state, time, "came when its bar was out")
+            self._lag[topic.source] = received - time  # so was the least delay too small, when the clock was set, say
+        else:
+            state.fresh = False
+            state.add(price, size)
+
+    def _miss(self, symbol: str, state: _Symbol, time: int, why: str) -> None:
+        self.late += 1
+        state.late = True
+        if not state.warned:
+            state.warned = True
+            log.warning("a trade of %s at %s %s: it is in no bar of %s (told once; see `late`)",
+                        symbol, to_iso(time), why, self.interval)
+
+    # --- time ---
+
+    def _observe(self, source: str, delay: int) -> None:
+        least = self._lag.get(source)
+        if least is None or delay < least:
+            self._lag[source] = delay
+            if self.deadline is not None and least is not None:
+                self.deadline -= max(0, least) - max(0, delay)
+
+    def _due(self, state: _Symbol) -> int:
+        """When (by ``received``) the bar in the making ends for want of trades. A clock that is behind, and an
+        exchange that runs faster than the clock, close no bar early."""
+        assert state.end is not None
+        return state.end + _GRACE + max(0, self._lag.get(state.source, 0))
+
+    def _next_due(self) -> int | None:
+        return min((self._due(state) for state in self._symbols.values() if state.end is not None), default=None)
+
+    def _schedule(self, state: _Symbol) -> None:
+        if state.end is not None and (self.deadline is None or self._due(state) < self.deadline):
+            self.deadline = self._due(state)
 
     def _end(self, time: int) -> int:
         return time - time % self._length + self._length
 
-    def _state(self, symbol: str, time: int) -> _Symbol:
-        state = self._symbols.get(symbol)
-        if state is None:
-            state = self._symbols[symbol] = _Symbol(self._end(time))
-            if self.deadline is None or state.end + self._grace < self.deadline:
-                self.deadline = state.end + self._grace
-        return state
+    def _started(self, state: _Symbol) -> int:
+        assert state.end is not None
+        return state.end - self._length
+
+    def _begin_anew(self, state: _Symbol, time: int) -> None:
+        state.begin(self._end(time))
+        state.late = True  # not complete: what was before is not known
+        self._schedule(state)
 
     def _close(self, symbol: str, state: _Symbol, received: int, *, ended: bool = False) -> Bar:
         """The bar in the making, put out; the next one begins."""
+        assert state.end is not None
         end = state.end
         topic = self._coverage.find("trade", {"symbol": symbol})
-        trusted = topic is not None and not topic.stale and self._since[topic.scope] <= end - self._length
+        trusted = topic is not None and not topic.stale and self._partials[topic.scope].time <= end - self._length
         complete = trusted and not state.late and not ended
         if state.trades:
             open, high, low = state.open, state.high, state.low
@@ -195,5 +342,30 @@ class Bars(Operator):
             symbol, self.interval, to_iso(end), open, high, low, state.last, state.volume, state.trades, state.vwap,
             complete, received,
         )
+        state.fresh = False
         state.begin(end + self._length)
         return bar
+
+
+def _trade(row: Row) -> tuple[str, int, Any, int]:
+    """The (symbol, time, price, size) of a row of the table; price None: there is none. ValueError says what is wrong
+    with it (ArithmeticError: a number that cannot be compared).
+    """
+    symbol, price, size = symbol_of(row), row.get("price"), row.get("size")
+    if symbol is None:
+        raise ValueError(f"it has no symbol: {row!r:.200}")
+    try:
+        time = to_nanoseconds(row.get("timestamp"))  # type: ignore[arg-type]
+    except ValueError:
+        time = -1
+    if not 0 <= time < _LAST_TIME:
+        raise ValueError(f"it has no valid timestamp: {row!r:.200}")
+    if price is not None and not (_is_number(price) and -1e100 < price < 1e100):
+        raise ValueError(f"its price is no number: {row!r:.200}")
+    if size is not None and not (type(size) is int and 0 <= size < 1 << 63):
+        raise ValueError(f"its size is no number of contracts: {row!r:.200}")
+    return symbol, time, price, size or 0
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, Number) and not isinstance(value, bool)

@@ -3,6 +3,7 @@
 import io
 import json
 from decimal import Decimal
+from functools import partial as bound
 from itertools import groupby
 
 import pytest
@@ -18,9 +19,11 @@ from bitmex_streams.messages import (
 )
 from bitmex_streams.pipeline import Pipeline
 from bitmex_streams.sections.bars import Bars
+from bitmex_streams.sections.connection import Connection
 from bitmex_streams.sections.decoder import Decoder
 from bitmex_streams.sections.replay import Replay
 from bitmex_streams.timestamps import to_iso, to_nanoseconds
+from tests.servers import partial_of, serve_websocket, tardis_replay
 
 SECOND = 1_000_000_000
 MINUTE = 60 * SECOND
@@ -240,16 +243,139 @@ def test_an_unknown_interval_is_an_error_that_lists_them():
         Bars("15m")
 
 
-def test_a_trade_without_a_timestamp_is_an_error_after_the_bars_before_it():
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"timestamp": "soon"}, {"timestamp": None}, {"timestamp": 5}, {"timestamp": []}, {"timestamp": "2021-07-22"},
+        {"timestamp": "0001-01-01T00:00:00.000Z"}, {"timestamp": "9999-12-31T23:59:59.999Z"}, {"price": "100"},
+        {"price": [1]}, {"price": True}, {"price": 10**400}, {"size": "1"}, {"size": 1.5}, {"size": {}}, {"size": -1},
+        {"size": 10**400}, {"symbol": None}, {"symbol": []}, {"symbol": {}},
+    ],
+)
+def test_a_row_that_is_no_trade_is_a_loss_of_state(wrong, caplog):
+    bars, asked = Bars(), []
+    bars.resync = asked.append
+    good = [partial(0), insert(trade(1, 100)), insert(trade(61, 101))]
+    bad = insert(trade(62, 102) | wrong, trade(63, 500), received=63)
+    later = [partial(130), insert(trade(131, 104)), insert(trade(185, 105)), insert(trade(245, 106))]
+    out = run(bars, *good, bad, insert(trade(64, 500)), *later)
+    assert [(bar.close, bar.complete) for bar in out] == [
+        (100, True), (101, False), (104, False), (105, True), (106, False),
+    ]
+    assert asked == ["trade"]
+    assert "a row from a is no trade" in caplog.text
+
+
+@pytest.mark.parametrize("wrong", [{"timestamp": []}, {"price": "100"}, {"size": []}, {"symbol": {}}])
+def test_an_old_trade_that_is_none_says_nothing_about_the_last_price(wrong):
+    out = run(Bars(), partial(0, trade(-2, 99), trade(-1, 50) | wrong), insert(trade(61, 101)))
+    assert [(bar.close, bar.complete) for bar in out] == [(99, True), (101, False)]
+
+
+def test_a_message_that_cannot_be_decoded_makes_bars_ask_for_a_new_partial():
+    bars, asked = Bars(), []
+    bars.resync = asked.append
+    run(bars, partial(0, filter={"symbol": "XBTUSD"}), StateLost(at(1), "a", "why"), StateLost(at(1), "b", "why"))
+    assert asked == ["trade:XBTUSD"]
+
+
+# --- the exchange's time, and ours ---
+
+YEARS = 7 * 365 * 86400
+
+
+@pytest.mark.parametrize("offset", [YEARS, -YEARS, 90, -90, 0])
+@pytest.mark.parametrize("duration", [0.01, 600])
+@pytest.mark.parametrize("rows", [[trade(-1, 99)], []])
+def test_bars_follow_the_time_of_the_exchange_whatever_ours_is(offset, duration, rows):
+    def received(seconds):  # 10 minutes of trades come within ``duration``
+        return offset + seconds * duration / 600
+
+    trades = [insert(trade(second, second + 1), received=received(second)) for second in range(0, 601, 10)]
+    begin = partial(received(-0.001), *rows)
+    begin = TableMessage("trade", "partial", begin.rows, begin.received, "a", (), filter={"symbol": "XBTUSD"})
     bars = Bars()
-    run(bars, partial(0), insert(trade(1, 100)), finish=False)
-    out = []
-    with pytest.raises(ValueError, match=r"without a valid timestamp came from a: .*'price': 1"):
-        out.extend(bars.process(insert({"symbol": "XBTUSD", "price": 1, "timestamp": "soon"}, trade(62, 2))))
-    with pytest.raises(ValueError, match="without a valid timestamp"):
-        for bar in bars.process(insert(trade(62, 2), {"symbol": "XBTUSD", "price": 1}, received=62)):
-            out.append(bar)
-    assert [bar.close for bar in out] == [100]
+    out = run(bars, begin, *trades, until=received(600) + 2, finish=False)
+    assert [(bar.timestamp, bar.trades, bar.complete) for bar in out[-10:]] == [
+        (to_iso(at(60 * minute)), 6, True) for minute in range(1, 11)
+    ]
+    assert len(out) in (10, 11)  # also the one in which the partial came
+    assert bars.late == 0
+
+
+def test_bars_without_trades_come_in_the_time_of_a_server_that_plays_old_data():
+    begin = partial(YEARS, trade(-20, 99), trade(-10, 5, symbol="ETHUSD"))
+    out = run(Bars(), begin, insert(trade(3, 100), received=YEARS + 1), until=YEARS + 130, finish=False)
+    assert [(bar.symbol, bar.timestamp, bar.close) for bar in out] == [
+        ("XBTUSD", to_iso(at(60)), 100), ("ETHUSD", to_iso(at(60)), 5),
+        ("XBTUSD", to_iso(at(120)), 100), ("ETHUSD", to_iso(at(120)), 5),
+    ]
+
+
+def test_where_the_rows_are_of_another_time_there_are_no_bars_before_the_first_trade():
+    assert run(Bars(), partial(YEARS, trade(-20, 99)), until=YEARS + 3600) == []
+
+
+def test_a_long_silence_is_not_filled_in_at_once():
+    years = 5 * 365 * 86400
+    out = run(Bars(), partial(0), insert(trade(1, 100)), insert(trade(years + 30, 101)), insert(trade(years + 61, 102)))
+    assert [(bar.timestamp, bar.close, bar.complete) for bar in out] == [
+        (to_iso(at(60)), 100, True), (to_iso(at(years + 60)), 101, False), (to_iso(at(years + 120)), 102, False),
+    ]
+
+
+def test_time_that_begins_at_zero_gives_no_bars_of_1970():
+    begin = TableMessage("trade", "partial", (), 0, "a", (), filter={"symbol": "XBTUSD"})
+    out = run(Bars(), begin, insert(trade(1, 100)), insert(trade(61, 101)))
+    assert [(bar.timestamp, bar.close) for bar in out] == [(to_iso(at(60)), 100), (to_iso(at(120)), 101)]
+
+
+@pytest.mark.parametrize("when", ["2999-01-01T00:00:00.000Z", "9998-12-31T23:59:59.999Z", "1970-01-01T00:00:00.000Z"])
+def test_one_trade_of_another_age_is_not_believed(when, caplog):
+    bars = Bars()
+    bogus = insert(trade(2, 500) | {"timestamp": when}, received=2)
+    out = run(bars, partial(0), insert(trade(1, 100)), bogus, insert(trade(3, 101)), insert(trade(61, 102)), bogus,
+              insert(trade(121, 103)))
+    assert [(bar.close, bar.trades, bar.complete) for bar in out] == [(101, 2, False), (102, 1, False), (103, 1, False)]
+    assert bars.late == 2
+    assert caplog.text.count("a trade of XBTUSD at") == 1
+
+
+@pytest.mark.parametrize("when", ["2999-01-01T00:00:00.000Z", "1970-01-01T00:00:00.000Z"])
+def test_a_first_trade_of_another_age_does_not_hold_the_bars_there(when):
+    bogus = insert(trade(2, 500) | {"timestamp": when}, received=0.5)
+    trades = [insert(trade(second, 100)) for second in (1, 2, 61, 121)]
+    out = run(Bars(), partial(0), bogus, *trades, until=182, finish=False)
+    assert [(bar.timestamp, bar.complete) for bar in out][-3:] == [
+        (to_iso(at(60)), False), (to_iso(at(120)), True), (to_iso(at(180)), True),
+    ]
+    assert len(out) == 4
+
+
+def test_two_trades_of_another_age_in_a_row_begin_anew_there():
+    bars = Bars()
+    rows = [trade(second, 100) for second in (1, 7 * 86400, 7 * 86400 + 1, 7 * 86400 + 61)]
+    out = run(bars, partial(0), *(insert(row, received=1) for row in rows))
+    assert [(bar.timestamp, bar.trades, bar.complete) for bar in out] == [
+        (to_iso(at(60)), 1, False), (to_iso(at(7 * 86400 + 60)), 1, False), (to_iso(at(7 * 86400 + 120)), 1, False),
+    ]
+    assert bars.late == 1
+
+
+def test_late_trades_are_warned_of_once_for_each_symbol(caplog):
+    late = [insert(trade(second, 1, symbol=symbol), received=70) for symbol in "AB" for second in (1, 2)]
+    bars = Bars()
+    run(bars, partial(0), insert(trade(61, 1, symbol="A"), trade(61, 1, symbol="B")), *late)
+    assert bars.late == 4
+    assert [record.args[0] for record in caplog.records] == ["A", "B"]
+
+
+def test_a_clock_that_was_set_makes_no_more_than_one_trade_late():
+    bars = Bars()
+    behind = [insert(trade(second, 1), received=second + 0.1) for second in range(0, 110, 10)]
+    ahead = [insert(trade(second, 1), received=second + 40) for second in range(110, 600, 5)]
+    run(bars, partial(0), *behind, *ahead)
+    assert bars.late <= 2
 
 
 trades = st.tuples(
@@ -297,3 +423,19 @@ async def test_a_replayed_recording_gives_bars_by_its_own_time():
         ("12:01:00", 100.5, 1, True), ("12:02:00", 100.5, 0, True), ("12:03:00", 101.0, 1, False),
     ]
     assert [bar.received - NOON for bar in bars] == [61 * SECOND, 121 * SECOND, 151 * SECOND]
+
+
+async def test_a_server_that_plays_old_data_gives_the_same_bars_as_the_recording():
+    messages = [partial_of("trade:XBTUSD", [trade(-1, 99)])]
+    for second in range(0, 600, 10):
+        messages.append({"table": "trade", "action": "insert", "data": [trade(second, second)]})
+    lines = [json.dumps(message) for message in messages]
+
+    async def made(source):
+        async with Pipeline.create(source, Decoder(), Bars()) as pipeline, pipeline.tap() as tap:
+            return [(bar.timestamp, *prices(bar), bar.trades, bar.complete) async for bar in tap]
+
+    recorded = await made(Replay(io.BytesIO("\n".join(lines).encode())))
+    async with serve_websocket(bound(tardis_replay, lines)) as url:
+        assert await made(Connection(url, subscribe=["trade:XBTUSD"])) == recorded
+    assert [complete for *_, complete in recorded] == [False, *[True] * 9, False]

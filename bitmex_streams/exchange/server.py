@@ -10,7 +10,9 @@ as known.
 
 from __future__ import annotations
 
+import logging
 import time
+from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import asynccontextmanager
 from datetime import datetime
@@ -23,7 +25,6 @@ import trio
 from trio_websocket import ConnectionClosed, wrap_server_stream
 from wsproto.utilities import LocalProtocolError
 
-from ..inbox import Inbox
 from ..nurseries import background
 from .simulation import SECOND, Simulation
 from .tables import PRIVATE_TABLES, SCHEMAS, Feed, Tables, iso, topic_name
@@ -35,7 +36,9 @@ MAX_ARGUMENTS = 20
 HANDSHAKE_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 1.0
 MAX_COMMAND_SIZE = 65_536
-EVENTS_AT_ONCE = 200  # then everybody else may run
+TURN = 0.002  # s that the markets may work before everybody else may run
+MAX_LAG = 1.0  # s that the markets may be behind the clock; beyond it, the clock waits for them
+PATIENCE = 0.5  # s without a message taken, after which nobody waits for a client any more
 # What tells that a client is gone; the second leaks from trio-websocket 0.9.2 while a connection closes.
 GONE = (ConnectionClosed, LocalProtocolError, trio.BrokenResourceError, trio.ClosedResourceError)
 DOCS = "https://www.bitmex.com/app/wsAPI"
@@ -47,6 +50,9 @@ HELP = {
     "subscribe": 'To subscribe, send: {"op": "subscribe", "args": [subscriptionTopic, ...]}.',
     "subscriptionSubjects": {"authenticationRequired": list(PRIVATE_TABLES), "public": list(SCHEMAS)},
 }
+
+
+log = logging.getLogger("bitmex_streams")
 
 
 class Refused(Exception):
@@ -172,11 +178,59 @@ class Session:
         self._answer({"status": refused.status, "error": str(refused), "meta": {}, "request": request})
 
 
+class Outbox:
+    """The messages that wait for one client, until its connection has taken them."""
+
+    def __init__(self, connection: Any, max_messages: int, max_bytes: int) -> None:
+        self.connection = connection
+        self._max = max_messages, max_bytes
+        self._messages: deque[str] = deque()
+        self._bytes = 0
+        self._progress = 0.0  # when the client last took one, or had nothing to take
+        self._news = trio.lowlevel.ParkingLot()
+        self._taken = trio.lowlevel.ParkingLot()
+
+    @property
+    def load(self) -> float:
+        """What of its bounds is in use. One message always fits, however large it is."""
+        messages, size = self._max
+        return max(len(self._messages) / messages, self._bytes / size)
+
+    def put(self, message: str) -> None:
+        """Put a message behind the others, whatever the load."""
+        if not self._messages:
+            self._progress = trio.current_time()
+            self._news.unpark_all()
+        self._messages.append(message)
+        self._bytes += len(message)
+
+    async def send(self) -> None:
+        """Send what is put in, in order. The one task that sends."""
+        while True:
+            while not self._messages:
+                await self._news.park()
+            message = self._messages[0]
+            await self.connection.send_message(message)
+            self._messages.popleft()
+            self._bytes -= len(message)
+            self._progress = trio.current_time()
+            self._taken.unpark_all()
+
+    async def drained(self, load: float, patience: float) -> None:
+        """Wait until no more than ``load`` is in use, or the client has taken nothing for ``patience`` seconds."""
+        while self.load > load and trio.current_time() < (deadline := self._progress + patience):
+            with trio.move_on_at(deadline):
+                await self._taken.park()
+
+
 class Exchange(Simulation):
     """The embedded exchange as `open_exchange` gives it. Besides what `Simulation` has:
 
     ``url`` (str): where it is served. ``speed`` (float): seconds of the exchange's time in a second of trio's clock; 0
-    while it is paused. ``clients`` (int): how many are connected.
+    while it is paused. ``lag`` (float): how far it is behind that. ``clients`` (int): how many are connected.
+
+    An exchange that cannot keep its speed (too many events for the machine, or more messages than its clients read)
+    runs slower, and holds nobody up.
     """
 
     def __init__(
@@ -194,10 +248,11 @@ class Exchange(Simulation):
         if not 0 <= speed < float("inf"):
             raise ValueError(f"speed is {speed}: it must be 1 for real time, more for faster, 0 for paused")
         self.url = ""
-        self._connections: dict[Session, Any] = {}
+        self._outboxes: dict[Session, Outbox] = {}
         self._max_queue = max_queue_messages, max_queue_bytes
         self._speed = 0.0
         self._began = 0.0, 0
+        self._slipped = 0
         self._speed_changed = trio.Event()
         super().__init__(
             symbols, seed=seed, start_time=start_time, rate=rate, levels=levels, connections=lambda: self.clients
@@ -207,7 +262,7 @@ class Exchange(Simulation):
     @property
     def clients(self) -> int:
         """How many clients are connected."""
-        return len(self._connections)
+        return len(self._outboxes)
 
     @property
     def topics(self) -> dict[str, int]:
@@ -227,18 +282,26 @@ class Exchange(Simulation):
         self.time()
         self._speed = speed
         self._began = trio.current_time(), self.now
+        self._slipped = 0
         self._speed_changed.set()
         self._speed_changed = trio.Event()
 
+    @property
+    def lag(self) -> float:
+        """Seconds of the exchange's time that it is behind ``speed``, since that was last set; 0 while it keeps up."""
+        return (self._slipped + max(0, self._live_time() - self.next_time)) / SECOND if self._speed else 0.0
+
     def time(self) -> int:
-        """The time (ns) of what happens now: whatever was due before an order of the user's comes before it."""
+        """The time (ns) of what happens now: what was due before an order of the user's comes before it, as far as the
+        exchange keeps up.
+        """
         if not self._advancing and self._speed:
-            self.advance_to(self._live_time())
+            self.advance_to(self._live_time(), TURN)
         return self.now
 
-    def advance_to(self, time: int, max_events: float = float("inf")) -> bool:
+    def advance_to(self, time: int, seconds: float = float("inf")) -> bool:
         """See `Simulation.advance_to`. While the exchange runs live, its clock is set forward."""
-        arrived = super().advance_to(time, max_events)
+        arrived = super().advance_to(time, seconds)
         if self._speed and self.now > self._live_time():
             self._began = trio.current_time(), self.now
         return arrived
@@ -250,15 +313,29 @@ class Exchange(Simulation):
     async def run(self) -> None:
         """Let the exchange's time pass, for as long as it is not cancelled."""
         while True:
-            if self._speed:
-                while not self.advance_to(self._live_time(), EVENTS_AT_ONCE):
-                    await trio.lowlevel.checkpoint()
+            if self._speed and not (
+                self.advance_to(self._live_time(), TURN) and self._live_time() < self.next_time
+            ):
+                await self._catch_breath()
+                continue
             began, at = self._began
             # A microsecond late: never, for a rounding, before it is due.
             deadline = began + (self.next_time - at) / SECOND / self._speed + 1e-6 if self._speed else float("inf")
             changed = self._speed_changed
             with trio.move_on_at(deadline):
                 await changed.wait()
+
+    async def _catch_breath(self) -> None:
+        """Behind the clock: let everybody else run and clients that read take what waits; then set the clock back."""
+        await trio.lowlevel.checkpoint()
+        for outbox in tuple(self._outboxes.values()):
+            await outbox.drained(0.5, PATIENCE)
+        slipped = self._live_time() - self.now - int(MAX_LAG * self._speed * SECOND)
+        if slipped > 0:
+            if not self._slipped:
+                log.warning("the exchange cannot keep its speed of %g: it runs slower (see exchange.lag)", self._speed)
+            self._slipped += slipped
+            self._began = trio.current_time() - MAX_LAG, self.now
 
     async def serve_stream(self, stream: trio.abc.Stream) -> None:
         """Serve one client over any stream, from its handshake to its end. Closes the stream."""
@@ -287,27 +364,24 @@ class Exchange(Simulation):
         return None
 
     async def _converse(self, connection: Any, path: str) -> None:
-        outbox = Inbox(*self._max_queue)
+        outbox = Outbox(connection, *self._max_queue)
         with trio.CancelScope() as scope:
 
             def send(message: str) -> None:
-                if outbox.full:
+                if outbox.load >= 1:
                     session.close()
-                    outbox.shut()
                     scope.cancel()
-                elif outbox.wanted:
-                    outbox.put_nowait(message, len(message))
+                else:
+                    outbox.put(message)
 
             async def write() -> None:
                 try:
-                    while True:
-                        for message in await outbox.take():
-                            await connection.send_message(message)
+                    await outbox.send()
                 except GONE:
                     scope.cancel()
 
             session = Session(self.feed, self.tables, send)
-            self._connections[session] = connection
+            self._outboxes[session] = outbox
             try:
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(write)
@@ -326,14 +400,14 @@ class Exchange(Simulation):
                         scope.cancel()
             finally:
                 session.close()
-                del self._connections[session]
+                del self._outboxes[session]
 
     async def say_goodbye(self) -> None:
         """Close all connections with the code 1001, waiting for no client longer than a second."""
         with trio.CancelScope(deadline=trio.current_time() + CLOSE_TIMEOUT, shield=True):
             async with trio.open_nursery() as nursery:
-                for connection in self._connections.values():
-                    nursery.start_soon(connection.aclose, 1001, "The exchange is closing.")
+                for outbox in self._outboxes.values():
+                    nursery.start_soon(outbox.connection.aclose, 1001, "The exchange is closing.")
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ import heapq
 import math
 from collections.abc import Callable, Iterable
 from random import Random
+from time import perf_counter
 
 from .flow import OrderFlow
 from .instruments import INSTRUMENTS
@@ -95,20 +96,21 @@ class Simulation:
         """When (ns) the next thing happens by itself."""
         return self._due[0][0]
 
-    def advance_to(self, time: int, max_events: float = math.inf) -> bool:
-        """Let everything happen that is due until ``time`` (ns), but no more than ``max_events``; whether it got there.
+    def advance_to(self, time: int, seconds: float = math.inf) -> bool:
+        """Let everything happen that is due until ``time`` (ns), but work for about ``seconds`` at most; whether it got
+        there.
 
         A time that has passed is no error, and changes nothing.
         """
         due = self._due
+        stop = perf_counter() + seconds
         self._advancing = True
         try:
             while due[0][0] <= time:
-                if max_events <= 0:
-                    return False
-                max_events -= 1
                 self.now, index, happen = due[0]
                 heapq.heapreplace(due, (happen(self.now), index, happen))
+                if perf_counter() >= stop:
+                    return False
         finally:
             self._advancing = False
         self.now = max(self.now, time)

@@ -3,6 +3,7 @@
 # ruff: noqa: ASYNC110 - what is waited for is in a server or another process, and has no event to wait on
 
 import json
+import time
 from datetime import UTC, datetime
 
 import pytest
@@ -371,3 +372,72 @@ async def test_a_start_time_without_zone_is_refused():
     with pytest.raises(ValueError, match="no time zone"):
         async with open_exchange(start_time=datetime(2026, 1, 1)):
             pass
+
+
+# --- an exchange that cannot keep its speed
+
+
+async def longest_wait(during):
+    """The longest time (s) that the loop did not run a task that was ready, while ``during()`` ran."""
+    longest = 0.0
+
+    async def watch():
+        nonlocal longest
+        while True:
+            since = time.perf_counter()
+            await trio.lowlevel.checkpoint()
+            longest = max(longest, time.perf_counter() - since)
+            await trio.sleep(0.005)
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch)
+        await during()
+        nursery.cancel_scope.cancel()
+    return longest
+
+
+async def test_an_exchange_that_cannot_keep_its_speed_runs_slower_and_holds_nobody_up(caplog):
+    async with open_exchange(speed=100_000, levels=30) as exchange:
+
+        async def use():
+            await trio.sleep(1.5)
+            assert exchange.lag > 10_000
+            exchange.markets["XBTUSD"].submit("Buy", 100)
+            with trio.fail_after(3):
+                async with open_client(exchange):
+                    pass
+            exchange.speed = 1
+            assert exchange.lag == 0
+
+        assert await longest_wait(use) < 0.5
+    told = [record.getMessage() for record in caplog.records if record.name == "bitmex_streams"]
+    assert told == ["the exchange cannot keep its speed of 100000: it runs slower (see exchange.lag)"]
+
+
+async def test_an_exchange_that_is_too_fast_for_a_client_that_reads_waits_for_it():
+    async with open_exchange(speed=5000, levels=30, max_queue_messages=200) as exchange:
+        async with open_client(exchange, "?subscribe=orderBookL2") as client:
+            with trio.move_on_after(2):
+                while True:
+                    await client.websocket.get_message()
+            assert exchange.clients == 1
+            assert await client.until_pong()
+
+
+async def test_an_exchange_that_is_too_fast_does_not_wait_for_a_client_that_does_not_read():
+    async with open_exchange(speed=5000, levels=30, max_queue_messages=200) as exchange:
+        lazy = await handshake(exchange, "/realtime?subscribe=orderBookL2")
+        with trio.fail_after(5):
+            while not exchange.clients:
+                await trio.sleep(0.01)
+        with trio.fail_after(10):
+            while exchange.clients:
+                await trio.sleep(0.01)
+        await lazy.aclose()
+
+
+async def test_an_exchange_that_keeps_its_speed_has_no_lag(autojump_clock):
+    async with open_exchange(symbols=("XBTUSD",), levels=30, speed=600) as exchange:
+        for _ in range(10):
+            await trio.sleep(0.1)
+            assert exchange.lag == 0

@@ -59,7 +59,8 @@ class OverflowPolicy:
     receivers = 0
     """How many tasks are in ``receive`` with nothing to take; each makes room for one item, as in trio's channels."""
 
-    def __init__(self) -> None:
+    def __init__(self, items: deque[Any] | OrderedDict[Any, Any]) -> None:
+        self.items = items
         self.ended = False
         self.closed = False
         self.error: BaseException | None = None
@@ -68,7 +69,7 @@ class OverflowPolicy:
         self.changed = trio.lowlevel.ParkingLot()
 
     def __len__(self) -> int:
-        raise NotImplementedError
+        return len(self.items)
 
     def put(self, item: Any) -> None:
         """Take an item in, or drop one, at once."""
@@ -80,7 +81,7 @@ class OverflowPolicy:
 
     def clear(self) -> None:
         """Forget what is there."""
-        raise NotImplementedError
+        self.items.clear()
 
     def end(self, error: BaseException | None = None) -> None:
         """The producer is done: consumers get what is left, then the end (after an ``error``: that it failed)."""
@@ -117,14 +118,11 @@ class Block(OverflowPolicy):
     """Lossless: the producer waits. ``timeout`` seconds, ``retrys`` + 1 times, then trio.BusyResourceError."""
 
     def __init__(self, capacity: float, timeout: float, retrys: int, pressed: set[Block]) -> None:
-        super().__init__()
+        self._items: deque[Any] = deque()
+        super().__init__(self._items)
         self.capacity = capacity
         self.patience = timeout * (retrys + 1)
-        self._items: deque[Any] = deque()
         self._pressed = pressed  # the producer looks here after each item
-
-    def __len__(self) -> int:
-        return len(self._items)
 
     @property
     def over(self) -> bool:
@@ -145,9 +143,6 @@ class Block(OverflowPolicy):
             self.changed.unpark_all()
         return item
 
-    def clear(self) -> None:
-        self._items.clear()
-
     async def room(self) -> None:
         """Wait until the buffer is no longer over its capacity, or closed. Raises trio.BusyResourceError when
         patience runs out.
@@ -167,16 +162,13 @@ class _Dropping(OverflowPolicy):
     """What the two drop policies share: a deque, and the streams that have a gap."""
 
     def __init__(self, capacity: float) -> None:
-        super().__init__()
-        self.capacity = capacity
         self._items: deque[Any] = deque()
+        super().__init__(self._items)
+        self.capacity = capacity
         self._gaps: set[Any] = set()
 
-    def __len__(self) -> int:
-        return len(self._items)
-
     def clear(self) -> None:
-        self._items.clear()
+        super().clear()
         self._gaps.clear()
 
     def _append(self, item: Any) -> None:
@@ -258,14 +250,11 @@ class Latest(OverflowPolicy):
     capacity = math.inf
 
     def __init__(self, key: Callable[[Any], Hashable] | None) -> None:
-        super().__init__()
-        self._key = key or stream_key
         self._items: OrderedDict[Any, Any] = OrderedDict()
+        super().__init__(self._items)
+        self._key = key or stream_key
         self._marked: dict[Any, int] = {}  # key -> how many marks had come when its item was put
         self._marks = 0
-
-    def __len__(self) -> int:
-        return len(self._items)
 
     def put(self, item: Any) -> None:
         items = self._items
@@ -293,7 +282,7 @@ class Latest(OverflowPolicy):
         return item
 
     def clear(self) -> None:
-        self._items.clear()
+        super().clear()
         self._marked.clear()
 
     def _fold(self, mark: Any) -> None:
@@ -348,7 +337,7 @@ class Tap(trio.abc.ReceiveChannel[Any]):
         within that are cancelled instead).
         """
         buffer = self._buffer
-        if len(buffer) and not self._closed:
+        if buffer.items and not self._closed:
             if self._left > 0 and time.perf_counter() - self._since < BATCH_SECONDS:
                 self._left -= 1
                 await trio.lowlevel.checkpoint_if_cancelled()
@@ -356,7 +345,7 @@ class Tap(trio.abc.ReceiveChannel[Any]):
             await trio.lowlevel.checkpoint()
             self._left = BATCH - 1
             self._since = time.perf_counter()
-            if len(buffer):  # a clone, or a close, may have been faster
+            if buffer.items:  # a clone, or a close, may have been faster
                 return buffer.pop()
         else:
             await trio.lowlevel.checkpoint_if_cancelled()
@@ -371,7 +360,7 @@ class Tap(trio.abc.ReceiveChannel[Any]):
             while True:
                 if self._closed:
                     raise trio.ClosedResourceError
-                if len(buffer):
+                if buffer.items:
                     break
                 if buffer.ended:
                     if not waited:
@@ -403,7 +392,7 @@ class Tap(trio.abc.ReceiveChannel[Any]):
         """The next item, or trio.WouldBlock where there is none. Other errors as `receive`."""
         if self._closed:
             raise trio.ClosedResourceError
-        if len(self._buffer):
+        if self._buffer.items:
             return self._buffer.pop()
         if self._buffer.ended:
             raise self._end_of_channel()

@@ -14,7 +14,7 @@ import logging
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import datetime
 from functools import partial
 from typing import Any
@@ -38,7 +38,9 @@ CLOSE_TIMEOUT = 1.0
 MAX_COMMAND_SIZE = 65_536
 TURN = 0.002  # s that the markets may work before everybody else may run
 MAX_LAG = 1.0  # s that the markets may be behind the clock; beyond it, the clock waits for them
-PATIENCE = 0.5  # s without a message taken, after which nobody waits for a client any more
+PATIENCE = 0.5  # s without a message taken, after which the markets do not wait for a client any more
+SETTLE_PATIENCE = 5.0  # the same, of `Exchange.settled`
+TOO_SLOW = "You do not read fast enough: too many messages wait for you."
 # What tells that a client is gone; the second leaks from trio-websocket 0.9.2 while a connection closes.
 GONE = (ConnectionClosed, LocalProtocolError, trio.BrokenResourceError, trio.ClosedResourceError)
 DOCS = "https://www.bitmex.com/app/wsAPI"
@@ -187,8 +189,12 @@ class Outbox:
         self._messages: deque[str] = deque()
         self._bytes = 0
         self._progress = 0.0  # when the client last took one, or had nothing to take
+        self._ended: tuple[int, str] | None = None
         self._news = trio.lowlevel.ParkingLot()
         self._taken = trio.lowlevel.ParkingLot()
+
+    def __str__(self) -> str:
+        return f"{len(self._messages):,} messages ({self._bytes:,} characters)"
 
     @property
     def load(self) -> float:
@@ -196,25 +202,43 @@ class Outbox:
         messages, size = self._max
         return max(len(self._messages) / messages, self._bytes / size)
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing more goes in."""
+        return self._ended is not None
+
     def put(self, message: str) -> None:
-        """Put a message behind the others, whatever the load."""
+        """Put a message behind the others, whatever the load. Discarded after `end`."""
+        if self._ended is not None:
+            return
         if not self._messages:
             self._progress = trio.current_time()
             self._news.unpark_all()
         self._messages.append(message)
         self._bytes += len(message)
 
+    def end(self, code: int, reason: str) -> None:
+        """Discard what waits, and close the connection behind the message that is just being sent."""
+        self._ended = code, reason
+        self._messages.clear()
+        self._bytes = 0
+        self._news.unpark_all()
+        self._taken.unpark_all()
+
     async def send(self) -> None:
-        """Send what is put in, in order. The one task that sends."""
-        while True:
-            while not self._messages:
+        """Send what is put in, in order, to the end. The one task that sends."""
+        while self._ended is None:
+            if not self._messages:
                 await self._news.park()
+                continue
             message = self._messages[0]
             await self.connection.send_message(message)
-            self._messages.popleft()
-            self._bytes -= len(message)
+            if self._messages:
+                self._messages.popleft()
+                self._bytes -= len(message)
             self._progress = trio.current_time()
             self._taken.unpark_all()
+        await self.connection.aclose(*self._ended)
 
     async def drained(self, load: float, patience: float) -> None:
         """Wait until no more than ``load`` is in use, or the client has taken nothing for ``patience`` seconds."""
@@ -337,6 +361,16 @@ class Exchange(Simulation):
             self._slipped += slipped
             self._began = trio.current_time() - MAX_LAG, self.now
 
+    async def settled(self) -> None:
+        """Wait until everything that was published has gone out to the clients, for instance after `advance`.
+
+        It is on its way to them then: a client may still have to read it. One that takes nothing for 5 s is not waited
+        for. Cancelling it changes nothing.
+        """
+        await trio.lowlevel.checkpoint()
+        for outbox in tuple(self._outboxes.values()):
+            await outbox.drained(0, SETTLE_PATIENCE)
+
     async def serve_stream(self, stream: trio.abc.Stream) -> None:
         """Serve one client over any stream, from its handshake to its end. Closes the stream."""
         try:
@@ -369,16 +403,20 @@ class Exchange(Simulation):
 
             def send(message: str) -> None:
                 if outbox.load >= 1:
+                    log.warning(
+                        "a client that does not read fast enough was cut off: %s waited for it, of its topics %s",
+                        str(outbox), ", ".join(topic_name(*topic) for topic in session.topics),
+                    )  # fmt: skip
                     session.close()
-                    scope.cancel()
+                    outbox.end(1008, TOO_SLOW)
+                    scope.deadline = trio.current_time() + CLOSE_TIMEOUT
                 else:
                     outbox.put(message)
 
             async def write() -> None:
-                try:
+                with suppress(GONE):
                     await outbox.send()
-                except GONE:
-                    scope.cancel()
+                scope.cancel()
 
             session = Session(self.feed, self.tables, send)
             self._outboxes[session] = outbox
@@ -395,7 +433,9 @@ class Exchange(Simulation):
                         session.subscribe(topics, {"op": "subscribe", "args": topics if len(topics) > 1 else topics[0]})
                     try:
                         while True:
-                            session.receive(await connection.get_message())
+                            message = await connection.get_message()
+                            if not outbox.ended:
+                                session.receive(message)
                     except GONE:
                         scope.cancel()
             finally:
@@ -432,7 +472,7 @@ async def open_exchange(
     symbols, 0 for none but those submitted by hand. ``levels``: about so many price levels a side (default: as the
     instrument has them). ``speed``: see `Exchange.speed`. ``start_time``: an aware datetime, the exchange's clock at
     the start (default: now). ``max_queue_messages``, ``max_queue_bytes``: what may wait for one client before it is
-    cut off.
+    cut off, with the close code 1008 and a warning in the log ``bitmex_streams``.
 
     Raises ValueError for arguments that make no sense and OSError where it cannot listen. When the context is left, or
     cancelled, clients are told (close code 1001; for at most a second), and connections and listener are closed. What

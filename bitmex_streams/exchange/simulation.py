@@ -120,7 +120,8 @@ class Simulation:
         """Let ``seconds`` of the exchange's time pass at once. Synchronous: clients get what came of it when the
         caller next awaits.
 
-        Many seconds in one step can fill a client's queue, which cuts it off: await in between.
+        Too many seconds in one step fill a client's queue, which cuts it off: go in smaller steps, and await
+        `Exchange.settled` after each.
         """
         if not seconds >= 0:
             raise ValueError(f"cannot advance by {seconds} seconds: time only goes forward")

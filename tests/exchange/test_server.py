@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 import trio
-from trio_websocket import open_websocket_url
+from trio_websocket import ConnectionClosed, open_websocket_url
 
 from bitmex_streams.exchange import open_exchange
 from bitmex_streams.exchange.tables import PRIVATE_TABLES, SCHEMAS
@@ -441,3 +441,61 @@ async def test_an_exchange_that_keeps_its_speed_has_no_lag(autojump_clock):
         for _ in range(10):
             await trio.sleep(0.1)
             assert exchange.lag == 0
+
+
+# --- a long time at once
+
+
+async def test_a_long_time_passes_in_steps_with_all_that_came_of_it_on_its_way_after_each():
+    async with paused(rate=100, max_queue_messages=1000) as exchange, open_client(exchange) as client:
+        await client.send("subscribe", "orderBookL2:XBTUSD", "trade")
+        received = []
+
+        async def read():
+            while True:
+                received.append(await client.websocket.get_message())
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(read)
+            for _ in range(60):
+                exchange.advance(2)
+                with trio.fail_after(10):
+                    await exchange.settled()
+            nursery.cancel_scope.cancel()
+        await client.until_pong()
+        assert exchange.clients == 1 and len(received) > 5000
+
+
+async def test_settled_does_not_wait_for_a_client_that_takes_nothing():
+    async with paused() as exchange, open_client(exchange) as reader:
+        with trio.fail_after(1):
+            await exchange.settled()
+        lazy = await handshake(exchange, "/realtime?subscribe=orderBookL2,orderBook10,instrument")
+        with trio.fail_after(5):
+            while exchange.clients < 2 or not exchange.topics:
+                await trio.sleep(0.01)
+        for _ in range(10):
+            exchange.advance(50)
+            with trio.fail_after(10):
+                await exchange.settled()
+        assert await reader.until_pong() == []
+        await lazy.aclose()
+
+
+async def test_a_client_for_which_too_much_waits_hears_why_it_is_cut_off(caplog):
+    async with paused(max_queue_messages=100) as exchange, open_client(exchange) as client:
+        await client.send("subscribe", "orderBookL2:XBTUSD")
+        await client.until_pong()
+        exchange.advance(600)
+        with pytest.raises(ConnectionClosed) as raised, trio.fail_after(5):
+            while True:
+                await client.websocket.get_message()
+        assert (raised.value.reason.code, raised.value.reason.reason) == (
+            1008,
+            "You do not read fast enough: too many messages wait for you.",
+        )
+        with trio.fail_after(5):
+            while exchange.clients:
+                await trio.sleep(0.01)
+    told = [record.getMessage() for record in caplog.records if record.name == "bitmex_streams"]
+    assert len(told) == 1 and "100 messages (" in told[0] and told[0].endswith("of its topics orderBookL2:XBTUSD")

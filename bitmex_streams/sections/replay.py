@@ -5,10 +5,11 @@ three formats it has is seen from its first line that is not empty; whether it i
 
 * archive: ``2019-06-01T00:00:28.6199940Z {json}``; an empty line is a disconnect;
 * stamped: ``1626993367.875267: {json}``, between lines of other shape (URLs, the commands sent), which are skipped;
-* bare: ``{json}``; ``received`` is the newest timestamp of the exchange so far.
+* bare: ``{json}``; ``received`` is the newest timestamp of the exchange so far. Lines before the first timestamp wait
+  for it, and get it too: a stream must not begin in 1970.
 
-Each message is checked to be one whole JSON object (or the text ``pong``) without building it, so that a damaged file
-is noticed here, where file and line are known.
+Each message is checked to be one whole JSON object in UTF-8 (or the text ``pong``) without building it, so that a
+damaged file is noticed here, where file and line are known. A byte order mark at the beginning of a file is skipped.
 """
 
 from __future__ import annotations
@@ -45,13 +46,23 @@ _STAMPED = re.compile(rb"(\d{1,11})(?:\.(\d{1,9}))?: ")
 _OTHER_SHAPE = re.compile(rb"(?:wss?|https?)://")
 _EXCHANGE_TIME = re.compile(rb'"timestamp"\s*:\s*"(\d{4}-\d\d-\d\dT\d\d:\d\d:\d\d(?:\.\d{1,9})?Z)"')
 _SECOND = 1_000_000_000
+_HELD = 1 << 23  # bytes of messages that wait for the first timestamp, at most
 
 
 class _JSONObject(msgspec.Struct):
     """Any JSON object: without fields, msgspec checks the syntax to the end and builds nothing."""
 
 
-_check = msgspec.json.Decoder(_JSONObject).decode
+_parse = msgspec.json.Decoder(_JSONObject).decode
+
+
+def _check(data: bytes) -> None:
+    try:
+        _parse(data)
+        if not data.isascii():  # what is skipped is not looked at: msgspec does not see that it is no UTF-8
+            data.decode()
+    except RecursionError:
+        raise ValueError("nested too deeply") from None
 
 
 class Replay(Source):
@@ -70,7 +81,8 @@ class Replay(Source):
     recording connects. Reading stops at the first message at or after ``end``.
 
     Each message's ``received`` is exact, in ns; ``data`` is bytes, ``line`` its line in its file, ``source`` the path
-    (of several: of the first and the last).
+    (of several: of the first and the last). Of bare lines without any timestamp of the exchange it is 0 (no time): in
+    a recording that has none, or none in its first 8 MiB. Where it is paced, these come at once.
 
     Raises ValueError for a speed that is not positive, times without time zone, or a start that is not before the
     end; TypeError for what is no path. While it runs, RecordingError with file and line, when all before it was put
@@ -125,6 +137,8 @@ class _Paced:
         if not self._waiting:
             self._waiting.extend(await self._batches.receive())
         if self._origin is None:
+            if not self._waiting[0].received:  # no time yet
+                return [self._waiting.popleft()]
             self._origin = self._waiting[0].received, trio.current_time()
         first, began = self._origin
         await trio.sleep_until(began + (self._waiting[0].received - first) / 1e9 / self._speed)
@@ -142,6 +156,8 @@ class _Reader:
         self._replay = replay
         self._source = replay.source
         self._received: int | None = None  # of the last line
+        self._held: list[tuple[int, bytes]] | None = []  # (line, data) before the first time; None: no longer held
+        self._held_bytes = 0
         self._connected = False
         self._batches: Generator[list[Any], None, None] = self._read()
 
@@ -156,11 +172,41 @@ class _Reader:
         self._batches.close()
 
     def _read(self) -> Generator[list[Any], None, None]:
+        error: RecordingError | None = None
+        try:
+            yield from self._read_files()
+        except RecordingError as problem:
+            error = problem
+        if held := self._release(0):
+            yield held
+        if error is not None:
+            raise error
+
+    def _hold(self, number: int, data: bytes) -> list[Any]:
+        """Let a message wait for the first time. What comes out: nothing, or all that waits, when it is too much."""
+        assert self._held is not None
+        self._held.append((number, data))
+        self._held_bytes += len(data)
+        return self._release(0) if self._held_bytes > _HELD else []
+
+    def _release(self, received: int) -> list[Any]:
+        """What was held, received now (0: at no time)."""
+        held, self._held = self._held, None
+        start, end = self._replay.start, self._replay.end
+        if not held or (start is not None and received < start) or (end is not None and received >= end):
+            return []
+        self._received, self._connected = received, True
+        messages = [RawMessage(received, data, self._source, number) for number, data in held]
+        return [Connected(received, self._source), *messages]
+
+    def _read_files(self) -> Generator[list[Any], None, None]:
         for path in self._replay.paths:
             name = _name(path)
             format: _Format | None = None
             with closing(_lines(path, name)) as lines:
                 for number, block in lines:
+                    if number == 1:
+                        block[0] = block[0].removeprefix(b"\xef\xbb\xbf")
                     if format is None:
                         begin = next((index for index, line in enumerate(block) if line), None)
                         if begin is None:
@@ -178,7 +224,7 @@ class _Reader:
         if _STAMPED.match(line) or _OTHER_SHAPE.match(line):
             return _Stamped()
         if line.lstrip().startswith(b"{"):
-            return _Bare(self._received)
+            return _Bare(self._received or None)
         raise RecordingError(
             f"{name}, line {number} is no line of a recording ({_shown(line)}): lines begin with a timestamp "
             "(2019-06-01T00:00:28.6199940Z, or 1626993367.875267:), or are JSON objects",
@@ -196,6 +242,8 @@ class _Reader:
         ended = False
         for number, line in enumerate(block, first):
             if not line:
+                if format.empty_line_is_disconnect and self._held:
+                    batch += self._release(0)  # of the connection that ends here
                 if format.empty_line_is_disconnect and self._connected:
                     self._connected = False
                     batch.append(Disconnected(self._received or 0, source, 1006, "a disconnect in the recording"))
@@ -205,11 +253,16 @@ class _Reader:
                 if parsed is None:
                     continue
                 received, data = parsed
-                if start is not None and received < start:
-                    continue
-                if end is not None and received >= end:
-                    ended = True
-                    break
+                if received is None and self._held is None:
+                    received = 0
+                if received is not None:
+                    if start is not None and received < start:
+                        self._held = None  # these were before the start as well
+                        continue
+                    if end is not None and received >= end:
+                        self._held = None
+                        ended = True
+                        break
                 if data != b"pong":
                     _check(data)
             except ValueError as problem:  # as msgspec's errors are, too
@@ -218,6 +271,11 @@ class _Reader:
                     path=name, line=number,
                 )
                 break
+            if received is None:
+                batch += self._hold(number, data)
+                continue
+            if self._held:
+                batch += self._release(received)
             self._received = received
             if not self._connected:
                 self._connected = True
@@ -236,8 +294,10 @@ class _Reader:
 class _Format(Protocol):
     empty_line_is_disconnect: bool
 
-    def parse(self, line: bytes) -> tuple[int, bytes] | None:
-        """A line's (received, data), or None to skip it. ValueError: it is no line of this format."""
+    def parse(self, line: bytes) -> tuple[int | None, bytes] | None:
+        """A line's (received, data), or None to skip it; received None: not known yet. ValueError: it is no line of
+        this format.
+        """
 
 
 class _Archive:
@@ -279,19 +339,17 @@ class _Stamped:
 
 
 class _Bare:
-    """Takes the time from the messages. Those before the first timestamp have none: 0, or the last of the file
-    before.
-    """
+    """Takes the time from the messages. Those before the first timestamp have that of the file before, or none."""
 
     empty_line_is_disconnect = False
 
     def __init__(self, newest: int | None) -> None:
-        self._newest = newest or 0
+        self._newest = newest
 
-    def parse(self, line: bytes) -> tuple[int, bytes]:
+    def parse(self, line: bytes) -> tuple[int | None, bytes]:
         times = _EXCHANGE_TIME.findall(line)
         if times:
-            self._newest = max(self._newest, to_nanoseconds(max(times).decode()))
+            self._newest = max(self._newest or 0, to_nanoseconds(max(times).decode()))
         return self._newest, line
 
 
@@ -402,7 +460,10 @@ _READING_ERRORS = _reading_errors()
 
 def _opened(path: Recording) -> Any:
     if isinstance(path, (str, os.PathLike)):
-        return Path(path).open("rb")
+        try:
+            return Path(path).open("rb")
+        except ValueError as error:  # a NUL in it, or what no file system can spell
+            raise RecordingError(f"{_name(path)!r} is no path: {error}", path=_name(path)) from error
     if path.seekable():
         path.seek(0)
     return nullcontext(path)

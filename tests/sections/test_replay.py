@@ -112,8 +112,72 @@ async def test_bare_lines_take_the_newest_timestamp_of_the_exchange_so_far():
     )
     items = await read_whole(Replay(io.BytesIO(lines)))
     newest = NOON + 3_001_000_000
-    assert [item.received for item in items] == [0, 0, newest, newest, newest]
+    assert [item.received for item in items] == [newest] * 5
     assert [item.line for item in items[1:]] == [1, 2, 4, 5]
+
+
+TIMELESS = b'{"second":1}\n{"second":2}\n'
+TIMED = b'{"timestamp":"2021-07-22T12:00:03.000Z","second":3}\n'
+THIRD = NOON + 3 * SECOND
+
+
+async def test_bare_lines_before_the_first_timestamp_get_it_also_from_the_next_file():
+    for recordings in ([TIMELESS + TIMED], [TIMELESS, TIMED], [TIMELESS, archive(3)], [TIMED, TIMELESS]):
+        items = await read_whole(Replay(*map(io.BytesIO, recordings)))
+        assert sorted(shape(items)[1:]) == [1, 2, 3]
+        assert {item.received for item in items} == {THIRD}
+
+
+async def test_bare_lines_without_any_timestamp_are_of_no_time():
+    items, error = await read(Replay(io.BytesIO(TIMELESS)))
+    assert (shape(items), error) == (["C", 1, 2], None)
+    assert {item.received for item in items} == {0}
+
+
+async def test_what_waits_for_a_timestamp_is_bounded_and_loses_nothing(monkeypatch):
+    monkeypatch.setattr("bitmex_streams.sections.replay._HELD", 30)
+    items = await read_whole(Replay(io.BytesIO(TIMELESS * 3 + TIMED)))
+    assert shape(items) == ["C", 1, 2, 1, 2, 1, 2, 3]
+    assert [item.received for item in items] == [0] * 7 + [THIRD]
+
+
+async def test_a_disconnect_behind_lines_that_wait_is_not_lost():
+    items = await read_whole(Replay(io.BytesIO(TIMELESS), io.BytesIO(b"\n" + archive(3))))
+    assert shape(items) == ["C", 1, 2, "D", "C", 3]
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [({"start": THIRD}, ["C", 1, 2, 3]), ({"start": THIRD + 1}, []), ({"end": THIRD}, []),
+     ({"end": THIRD + 1}, ["C", 1, 2, 3])],
+)
+async def test_start_and_end_go_by_the_time_that_was_waited_for(options, expected):
+    assert shape(await read_whole(Replay(io.BytesIO(TIMELESS + TIMED), **options))) == expected
+
+
+async def test_a_paced_replay_does_not_wait_for_years_between_no_time_and_the_first(autojump_clock, monkeypatch):
+    monkeypatch.setattr("bitmex_streams.sections.replay._HELD", 5)
+    began = trio.current_time()
+    later = b'{"timestamp":"2021-07-22T12:00:05.000Z","second":5}\n'
+    assert shape(await read_whole(Replay(io.BytesIO(TIMELESS + TIMED + later), speed=1.0))) == ["C", 1, 2, 3, 5]
+    assert trio.current_time() - began == pytest.approx(2)
+
+
+@pytest.mark.parametrize("recording", [archive(1, 2), TIMELESS, b'1626993368.1: {"second":1}\n', b"\n" + archive(1)])
+async def test_a_byte_order_mark_is_skipped(recording):
+    mark = b"\xef\xbb\xbf"
+    plain = await read_whole(Replay(io.BytesIO(recording)))
+    assert await read_whole(Replay(io.BytesIO(mark + recording))) == plain
+    assert await read_whole(Replay(io.BytesIO(gzip.compress(mark + recording)))) == plain
+
+
+@pytest.mark.parametrize("path", ["nul\0name", "\ud800"])
+async def test_what_is_no_path_is_reported_as_a_missing_file_is(path):
+    items, error = await read(Replay(io.BytesIO(archive(1)), path))
+    assert shape(items) == ["C", 1]
+    assert "is no path" in str(error)
+    assert repr(path) in str(error)
+    assert (error.path, error.line) == (path, 0)
 
 
 @given(st.lists(st.integers(0, 10**18 - 1), min_size=1), st.integers(0, 9))
@@ -217,6 +281,9 @@ COMPRESSED = gzip.compress(GOOD)
         pytest.param(b'1626993368.1: {"second":1}\n16269933', [1], 2, "no timestamp", id="a cut stamp"),
         pytest.param(b'{"second":1}\n{"second":', [1], 2, "truncated", id="a cut bare message"),
         pytest.param(b'{"second":1}\n7\n', [1], 2, "object", id="a bare number"),
+        pytest.param(GOOD + b'2021-07-22T12:00:03.0000000Z {"a":"\xff"}\n' + GOOD, [1, 2], 3, "utf-8", id="no UTF-8"),
+        pytest.param(b'{"second":1}\n{"second":\xff}', [1], 2, "malformed", id="no UTF-8 in a bare message"),
+        pytest.param(b'{"second":1}\n{"a":' + b"[" * 200_000, [1], 2, "nested", id="nested without end"),
         pytest.param(COMPRESSED[:-9], [1, 2], 3, "truncated", id="a truncated gzip"),
         pytest.param(COMPRESSED[:-8] + b"\0" * 8, [1, 2], 3, "incorrect data check", id="a wrong checksum"),
         pytest.param(COMPRESSED + b"junk", [1, 2], 3, "incorrect header", id="junk behind the gzip"),

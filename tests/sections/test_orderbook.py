@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import pickle
+from itertools import pairwise
 from typing import Any
 
 import pytest
 import trio
+from hypothesis import given
+from hypothesis import strategies as st
 
 from bitmex_streams.coverage import CONNECTING
 from bitmex_streams.exchange import open_exchange
@@ -245,6 +248,56 @@ def test_a_life_of_which_nothing_was_heard_leaves_nothing_behind() -> None:
         for update in tables.process(item):
             apply(books, update)
     assert not books.books["XBTUSD"].stale and not tables.stale
+
+
+@given(
+    st.lists(
+        st.tuples(st.lists(st.sampled_from(["send", "send", "lag", "hear", "hear"]), max_size=12), st.booleans()),
+        min_size=1,
+        max_size=5,
+    )
+)
+def test_in_whatever_moment_consumers_leave_no_book_is_fresh_that_is_stale_or_stale_for_ever(
+    lives: list[tuple[list[str], bool]],
+) -> None:
+    tables, behind, direct = TableApplier(), OrderBookMerger(), OrderBookMerger()
+    told: dict[OrderBookMerger, list[bool]] = {behind: [], direct: []}
+
+    def lose(reason: str) -> None:
+        for operator in (tables, behind, direct):
+            operator.lose_state(SOURCE, reason)
+
+    def hear(item: Any) -> None:
+        told[direct] += [update.stale for update in apply(direct, item)]
+        for update in tables.process(item):
+            told[behind] += [update.stale for update in apply(behind, update)]
+
+    for moves, anew in [*lives, (["send", "hear", "hear"], False)]:
+        if anew:
+            tables = TableApplier()
+        sent: list[Any] = [Connected(1, SOURCE)]
+        heard, last_loss = 0, 0
+        lose(CONNECTING)
+        for move in moves:
+            if move == "send":
+                sent += [partial(BID, ASK)]
+            elif move == "lag":
+                lose(f"lag {len(sent)}")
+                sent += [StateLost(2, SOURCE, f"lag {len(sent)}")]
+                last_loss = len(sent) - 1
+            elif heard < len(sent):
+                hear(sent[heard])
+                heard += 1
+            fresh = any(type(item) is TableMessage for item in sent[last_loss:heard])
+            for merger in (behind, direct):
+                assert (merger.books["XBTUSD"].stale if merger.books else True) is not fresh
+            assert not fresh or not tables.stale
+        lose("disconnected")  # and nothing more is heard
+        for merger in (behind, direct):
+            assert not merger.books or merger.books["XBTUSD"].stale
+    assert told[direct][-1:] == told[behind][-1:] == [False]
+    for marks in told.values():
+        assert (True, True) not in pairwise(marks), "each loss is said once"
 
 
 @pytest.mark.parametrize("with_tables", [False, True])

@@ -68,7 +68,9 @@ class Operator(Section):
     def lose_state(self, source: str, reason: str) -> None:
         """Called at once, ahead of the stream, when all state of ``source`` is lost: mark live objects stale.
 
-        The mark that says so in stream order follows; nothing is put out here. Must be cheap and idempotent.
+        It is called once for each mark that follows in stream order: a `Disconnected`, a `StateLost`, and also the
+        `Connected` of a connection that opens (what an earlier one left behind is of no use any more). Nothing is put
+        out here. Must be cheap, and must not raise.
         """
 
     def tick(self, now: int) -> Iterator[Any]:

@@ -21,37 +21,23 @@ import trio
 from bitmex_streams import Connection, Decoder, OrderBookMerger, Pipeline, Replay, TableApplier
 
 from . import floor
-from .workload import LAST_SIZE, Book, Workload
+from .workload import Book, Workload
 
 
-async def run_pipeline(source: Any, *between: Any) -> tuple[Book, float]:
-    """Everything up to the trade that marks the end, read from a tap on the last stage; the book, and the seconds from
-    the first delta.
-    """
-    decoder, merger = Decoder(), OrderBookMerger()
-    async with Pipeline.create(source, decoder, *between, merger) as pipeline, trio.open_nursery() as nursery:
-
-        async def until_the_last_trade(trades: Any) -> None:
-            async for message in trades:
-                if getattr(message, "table", "") == "trade" and message.rows and message.rows[0]["size"] == LAST_SIZE:
-                    break
-            updates.close()
-
-        updates = pipeline.tap(start=False)
-        if isinstance(source, Connection):
-            nursery.start_soon(until_the_last_trade, pipeline.tap(decoder, overflow="latest", start=False))
-        pipeline.start()
-        began = 0.0
-        try:
-            async for update in updates:
-                if not began and update.changes is not None:  # the partial has none
-                    began = time.perf_counter()
-        except trio.ClosedResourceError:
-            pass
+async def run_pipeline(deltas: int, source: Any, *between: Any) -> tuple[Book, float]:
+    """Read every update from one tap on the last stage; the book, and the seconds from the first delta to the last."""
+    merger = OrderBookMerger()
+    async with Pipeline.create(source, Decoder(), *between, merger) as pipeline, pipeline.tap() as updates:
+        assert (await updates.receive()).changes is None  # the partial
+        began, left = 0.0, deltas
+        async for _ in updates:
+            began = began or time.perf_counter()
+            left -= 1
+            if not left:
+                break
         seconds = time.perf_counter() - began
-        nursery.cancel_scope.cancel()
-    book = merger.books["XBTUSD"]
-    return {"Buy": dict(book.bids), "Sell": dict(book.asks)}, seconds
+        book = merger.books["XBTUSD"]
+        return {"Buy": dict(book.bids), "Sell": dict(book.asks)}, seconds
 
 
 @contextmanager
@@ -95,7 +81,7 @@ def main() -> None:
     print(f"{options.messages:,} messages, {options.levels:,} levels a side")
 
     def replay(*between: Any) -> tuple[Book, float]:
-        return trio.run(run_pipeline, Replay(io.BytesIO(lines)), *between)
+        return trio.run(run_pipeline, options.messages, Replay(io.BytesIO(lines)), *between)
 
     def bare() -> tuple[Book, float]:
         return floor.apply(line[29:] for line in lines.splitlines())
@@ -111,7 +97,8 @@ def main() -> None:
 
         def connect() -> tuple[Book, float]:
             topics = ["orderBookL2:XBTUSD", "trade:XBTUSD"]
-            return trio.run(run_pipeline, Connection(f"ws://127.0.0.1:{port}/realtime", subscribe=topics))
+            source = Connection(f"ws://127.0.0.1:{port}/realtime", subscribe=topics)
+            return trio.run(run_pipeline, options.messages, source)
 
         base = measure("socket: bare loop (socket, orjson, dict)", workload, bare_socket, options.rounds)
         measure("socket: Connection, Decoder, OrderBookMerger", workload, connect, options.rounds, base)

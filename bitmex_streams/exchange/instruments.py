@@ -6,6 +6,7 @@ quotient of two ints is correctly rounded in Python, so that no price ever drift
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from decimal import Decimal
 from fractions import Fraction
@@ -76,8 +77,11 @@ class Instrument:
     def ticks(self, price: Any) -> int:
         """The number of ticks of a price (int, float or Decimal).
 
-        Raises ValueError where the price is not a multiple of the tick size, not positive or above ``max_price``.
+        Raises ValueError where the price is not a number, not a multiple of the tick size, not positive or above
+        ``max_price``.
         """
+        if not isinstance(price, int | float | Decimal) or not math.isfinite(price):
+            raise ValueError(f"{self.symbol}: price {price!r} is not a number")
         ticks = Fraction(Decimal(str(price))) / Fraction(self.tick_size)
         if ticks.denominator != 1:
             raise ValueError(f"{self.symbol}: price {price} is not a multiple of the tick size {self.tick_size}")

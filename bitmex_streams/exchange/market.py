@@ -231,8 +231,8 @@ class Market:
     def submit(self, side: Side, quantity: int, price: Any = None, *, account: Any = None) -> Order:
         """Send an order: a limit order at ``price``, a market order without. Returns it as it is after matching.
 
-        ``quantity``: contracts, a multiple of the lot size. Raises ValueError where side, quantity or price is none
-        that the instrument knows.
+        ``quantity``: contracts (int), a multiple of the lot size. Raises ValueError where side, quantity or price is
+        none that the instrument knows.
         """
         if side not in ("Buy", "Sell"):
             raise ValueError(f"side is {side!r}: it must be 'Buy' or 'Sell'")
@@ -272,6 +272,8 @@ class Market:
 
     def _check_quantity(self, quantity: int) -> None:
         instrument = self.instrument
+        if not isinstance(quantity, int):
+            raise ValueError(f"{self.symbol}: quantity {quantity!r} is not a whole number of contracts (int)")
         if quantity <= 0 or quantity > instrument.max_order_quantity or quantity % instrument.lot_size:
             raise ValueError(
                 f"{self.symbol}: quantity {quantity} is not a multiple of the lot size {instrument.lot_size} "

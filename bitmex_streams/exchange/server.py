@@ -42,7 +42,9 @@ PATIENCE = 0.5  # s without a message taken, after which the markets do not wait
 SETTLE_PATIENCE = 5.0  # the same, of `Exchange.settled`
 TOO_SLOW = "You do not read fast enough: too many messages wait for you."
 # What tells that a client is gone; the second leaks from trio-websocket 0.9.2 while a connection closes.
-GONE = (ConnectionClosed, LocalProtocolError, trio.BrokenResourceError, trio.ClosedResourceError)
+GONE: tuple[type[BaseException], ...] = (
+    ConnectionClosed, LocalProtocolError, trio.BrokenResourceError, trio.ClosedResourceError,
+)  # fmt: skip
 DOCS = "https://www.bitmex.com/app/wsAPI"
 
 HELP = {
@@ -269,8 +271,10 @@ class Exchange(Simulation):
         max_queue_messages: int,
         max_queue_bytes: int,
     ) -> None:
-        if not 0 <= speed < float("inf"):
-            raise ValueError(f"speed is {speed}: it must be 1 for real time, more for faster, 0 for paused")
+        self._check_speed(speed)
+        for name, bound in (("max_queue_messages", max_queue_messages), ("max_queue_bytes", max_queue_bytes)):
+            if not isinstance(bound, int) or bound < 1:
+                raise ValueError(f"{name} is {bound!r}: it must be a whole number, at least 1")
         self.url = ""
         self._outboxes: dict[Session, Outbox] = {}
         self._max_queue = max_queue_messages, max_queue_bytes
@@ -297,18 +301,24 @@ class Exchange(Simulation):
     def speed(self) -> float:
         """Seconds of the exchange's time in a second of trio's clock; 0: time stands, and only `advance` moves it.
 
-        Can be set.
+        Can be set. Raises ValueError for what is no speed; then it stays as it was.
         """
         return self._speed
 
     @speed.setter
     def speed(self, speed: float) -> None:
+        self._check_speed(speed)
         self.time()
         self._speed = speed
         self._began = trio.current_time(), self.now
         self._slipped = 0
         self._speed_changed.set()
         self._speed_changed = trio.Event()
+
+    @staticmethod
+    def _check_speed(speed: float) -> None:
+        if not isinstance(speed, int | float) or not 0 <= speed < float("inf"):
+            raise ValueError(f"speed is {speed!r}: it must be 1 for real time, more for faster, 0 for paused")
 
     @property
     def lag(self) -> float:
@@ -478,6 +488,12 @@ async def open_exchange(
     cancelled, clients are told (close code 1001; for at most a second), and connections and listener are closed. What
     the body raises passes untouched.
     """
+    if not isinstance(host, str) or not host:
+        raise ValueError(f"host is {host!r}: it must be a name or an address, such as '127.0.0.1'")
+    if not isinstance(port, int) or not 0 <= port <= 65535:
+        raise ValueError(f"port is {port!r}: it must be a number up to 65535, 0 for any free one")
+    if start_time is not None and not isinstance(start_time, datetime):
+        raise ValueError(f"start_time is {start_time!r}: it must be an aware datetime")
     if start_time is not None and start_time.tzinfo is None:
         raise ValueError(
             "start_time has no time zone: use an aware datetime, such as datetime(..., tzinfo=timezone.utc)"
@@ -495,6 +511,7 @@ async def open_exchange(
     )
     listeners = await trio.open_tcp_listeners(port, host=host)
     address = listeners[0].socket.getsockname()
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # of all addresses, one to connect to
     exchange.url = f"ws://{f'[{host}]' if ':' in host else host}:{address[1]}/realtime"
     async with background(exchange.say_goodbye) as nursery:
         nursery.start_soon(exchange.run)

@@ -41,14 +41,18 @@ class Simulation:
         levels: int | None,
         connections: Callable[[], int] = lambda: 0,
     ) -> None:
+        if isinstance(symbols, str):
+            raise ValueError(f"symbols is {symbols!r}: it must be a list of symbols, such as ['XBTUSD']")
         symbols = list(dict.fromkeys(symbols))
         unknown = [symbol for symbol in symbols if symbol not in INSTRUMENTS]
         if unknown or not symbols:
             raise ValueError(f"symbols: {', '.join(unknown) or 'none'}; the exchange lists {', '.join(INSTRUMENTS)}")
-        if not 0 <= rate < math.inf:
-            raise ValueError(f"rate is {rate}: it must be a number of events a second, 0 for none")
-        if levels is not None and levels < 0:
-            raise ValueError(f"levels is {levels}: it must not be negative")
+        if not isinstance(rate, int | float) or not 0 <= rate < math.inf:
+            raise ValueError(f"rate is {rate!r}: it must be a number of events a second, 0 for none")
+        if levels is not None and (not isinstance(levels, int) or levels < 0):
+            raise ValueError(f"levels is {levels!r}: it must be a whole number, and not negative")
+        if levels == 0 and rate:
+            raise ValueError(f"levels is 0 and rate is {rate}: an empty book has no order flow; say rate=0, too")
         self.feed = Feed()
         self.markets: dict[str, Market] = {}
         self._advancing = False
@@ -123,8 +127,8 @@ class Simulation:
         Too many seconds in one step fill a client's queue, which cuts it off: go in smaller steps, and await
         `Exchange.settled` after each.
         """
-        if not seconds >= 0:
-            raise ValueError(f"cannot advance by {seconds} seconds: time only goes forward")
+        if not 0 <= seconds < math.inf:
+            raise ValueError(f"cannot advance by {seconds} seconds: time only goes forward, a step at a time")
         self.advance_to(self.now + round(seconds * SECOND))
 
     def _schedule(self, time: int, happen: Callable[[int], int]) -> None:

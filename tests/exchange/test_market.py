@@ -115,6 +115,12 @@ def test_an_order_amended_below_what_was_filled_is_done():
         (("Buy", 150, 100), "lot size 100"),
         (("Buy", 0, 100), "lot size 100"),
         (("Bid", 100, 100), "'Buy' or 'Sell'"),
+        (("Buy", 100.0, 100), "quantity 100.0 is not a whole number"),
+        (("Buy", "100", 100), "quantity '100' is not a whole number"),
+        (("Buy", 100, float("nan")), "price nan is not a number"),
+        (("Buy", 100, float("inf")), "price inf is not a number"),
+        (("Buy", 100, Decimal("nan")), "is not a number"),
+        (("Buy", 100, "100"), "price '100' is not a number"),
     ],
 )
 def test_an_order_that_the_contract_does_not_allow_is_refused_and_changes_nothing(arguments, words):

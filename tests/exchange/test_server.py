@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 
 import pytest
 import trio
-from trio_websocket import ConnectionClosed, open_websocket_url
+from trio_websocket import open_websocket_url
 
 from bitmex_streams.exchange import open_exchange
 from bitmex_streams.exchange.tables import PRIVATE_TABLES, SCHEMAS
@@ -483,19 +483,53 @@ async def test_settled_does_not_wait_for_a_client_that_takes_nothing():
 
 
 async def test_a_client_for_which_too_much_waits_hears_why_it_is_cut_off(caplog):
-    async with paused(max_queue_messages=100) as exchange, open_client(exchange) as client:
-        await client.send("subscribe", "orderBookL2:XBTUSD")
-        await client.until_pong()
-        exchange.advance(600)
-        with pytest.raises(ConnectionClosed) as raised, trio.fail_after(5):
-            while True:
-                await client.websocket.get_message()
-        assert (raised.value.reason.code, raised.value.reason.reason) == (
-            1008,
-            "You do not read fast enough: too many messages wait for you.",
-        )
+    async with paused(max_queue_messages=100) as exchange:
+        stream = await handshake(exchange, "/realtime?subscribe=orderBookL2:XBTUSD")
         with trio.fail_after(5):
+            while not exchange.topics:
+                await trio.sleep(0.01)
+        await exchange.settled()
+        exchange.advance(600)
+        heard = b""
+        with trio.fail_after(5):
+            while data := await stream.receive_some():
+                heard += data
             while exchange.clients:
                 await trio.sleep(0.01)
+        await stream.aclose()
+    reason = b"You do not read fast enough: too many messages wait for you."
+    assert heard.endswith(bytes([0x88, 2 + len(reason)]) + (1008).to_bytes(2, "big") + reason)
     told = [record.getMessage() for record in caplog.records if record.name == "bitmex_streams"]
     assert len(told) == 1 and "100 messages (" in told[0] and told[0].endswith("of its topics orderBookL2:XBTUSD")
+
+
+# --- arguments
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"speed": -1}, "speed is -1"),
+        ({"speed": None}, "speed is None"),
+        ({"host": None}, "host is None: it must be a name or an address"),
+        ({"host": ""}, "host is ''"),
+        ({"port": 70_000}, "port is 70000"),
+        ({"port": "http"}, "port is 'http'"),
+        ({"max_queue_messages": 0}, "max_queue_messages is 0"),
+        ({"max_queue_bytes": -5}, "max_queue_bytes is -5"),
+        ({"start_time": 1.0}, "start_time is 1.0: it must be an aware datetime"),
+    ],
+    ids=str,
+)
+async def test_arguments_that_make_no_sense_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        async with paused(**options):
+            pass
+
+
+@pytest.mark.parametrize("speed", [-1, float("nan"), float("inf"), None, "x"])
+async def test_what_is_no_speed_is_refused_and_the_speed_stays(speed):
+    async with paused(speed=2) as exchange:
+        with pytest.raises(ValueError, match=f"speed is {speed!r}"):
+            exchange.speed = speed
+        assert exchange.speed == 2

@@ -354,6 +354,11 @@ def test_the_book_opens_as_deep_as_was_asked():
         ({"symbols": ()}, "none"),
         ({"rate": -1}, "rate is -1"),
         ({"levels": -1}, "levels is -1"),
+        ({"levels": 2.5}, "levels is 2.5"),
+        ({"levels": 0, "rate": 20}, "levels is 0 and rate is 20"),
+        ({"rate": None}, "rate is None"),
+        ({"rate": float("nan")}, "rate is nan"),
+        ({"symbols": "XBTUSD"}, r"symbols is 'XBTUSD': it must be a list"),
     ],
 )
 def test_arguments_that_make_no_sense_are_refused(arguments, words):
@@ -361,6 +366,9 @@ def test_arguments_that_make_no_sense_are_refused(arguments, words):
         open_simulation(**arguments)
 
 
-def test_time_does_not_go_back():
+@pytest.mark.parametrize("seconds", [-1, float("nan"), float("inf")])
+def test_time_goes_forward_by_a_number_of_seconds(seconds):
+    exchange = open_simulation()
     with pytest.raises(ValueError, match="only goes forward"):
-        open_simulation().advance(-1)
+        exchange.advance(seconds)
+    exchange.advance(1)

@@ -19,6 +19,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import ExitStack, asynccontextmanager
 from difflib import get_close_matches
 from functools import partial
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -70,6 +71,24 @@ JSON = Annotated[bool, typer.Option("--json", help="JSON, one object a line.")]
 # --- the commands ---
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        try:
+            print(f"bitmex-streams {version('bitmex_streams')}")
+        except PackageNotFoundError:
+            print("bitmex-streams, of unknown version: run from its sources, not installed")
+        raise typer.Exit
+
+
+@app.callback()
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", callback=_print_version, is_eager=True)
+    ] = False,
+) -> None:
+    """BitMEX's realtime feed: live, recorded or simulated."""
+
+
 @app.command()
 def watch(
     topics: Annotated[
@@ -92,7 +111,7 @@ def watch(
         raise _wrong("a recording is no network: give one of --network and --replay", "--network")
     if speed is not None and not replay:
         raise _wrong("only a recording has a speed: give --replay FILE too", "--speed")
-    terminal = None if json or not sys.stdout.isatty() else Terminal()
+    terminal = None if json or sys.stdout is None or not sys.stdout.isatty() else Terminal()
     wanted = _checked(topics or (() if replay else DEFAULT_TOPICS), private=bool(replay))
     source: Source | None = None
     try:
@@ -112,9 +131,11 @@ def exchange(
     symbols: Annotated[str, typer.Option(help="What is traded, with commas between.")] = ",".join(DEFAULT_SYMBOLS),
     seed: Annotated[str, typer.Option(help="Of the order flow: the same seed, the same flow.")] = "0",
     rate: Annotated[float, typer.Option(help="Events a second, over all symbols.")] = 20.0,
+    speed: Annotated[float, typer.Option(help="Of its clock: 1 is real time, 0 stands still.")] = 1.0,
 ) -> None:
     """Serve the embedded exchange over a websocket, until Ctrl-C. Its URL is printed."""
-    _run(partial(_serve, host=host, port=port, symbols=symbols.split(","), seed=seed, rate=rate))
+    names = [name.strip() for name in symbols.split(",")]
+    _run(partial(_serve, host=host, port=port, symbols=names, seed=seed, rate=rate, speed=speed))
 
 
 @app.command("replay")
@@ -154,6 +175,9 @@ def _checked(topics: Iterable[str], private: bool) -> tuple[str, ...]:
 
 def _run(work: Callable[[], Awaitable[None]]) -> None:
     """Run ``work`` to its end, its failure, or a signal, and exit with the status that says which."""
+    if sys.stdout is None:  # `>&-`
+        print("bitmex-streams: there is no standard output to write to: it is closed", file=sys.stderr)
+        raise typer.Exit(1)
     log.addHandler(logging.NullHandler())  # its warnings are in the stream too, and shown
     status = 0
     try:

@@ -382,6 +382,26 @@ def test_what_the_exchange_refuses_is_told_in_its_words():
     assert err == f"bitmex-streams: the exchange {refusal}\n"
 
 
+def test_an_exchange_on_all_addresses_gives_a_url_that_can_be_used():
+    options = ["--host", "0.0.0.0", "--symbols", "XBTUSD, ETHUSD", "--speed", "10"]
+    with running("exchange", *options) as exchange:
+        url = exchange.stdout.readline().strip()
+        assert re.fullmatch(r"ws://127\.0\.0\.1:\d+/realtime", url)
+        with running("watch", "--network", url, "trade:ETHUSD") as watching:
+            assert json.loads(watching.stdout.readline())["table"] == "trade"
+
+
+def test_the_version_is_told():
+    assert re.fullmatch(r"bitmex-streams( \d+\.\d+.*|, of unknown version: .*)\n", run("--version")[0])
+
+
+def test_a_closed_stdout_gets_a_sentence():
+    command = f'exec "{sys.executable}" -m bitmex_streams watch >&-'
+    ended = subprocess.run(["sh", "-c", command], cwd=ROOT, stderr=subprocess.PIPE, text=True, timeout=PATIENCE)
+    assert ended.returncode == 1
+    assert ended.stderr == "bitmex-streams: there is no standard output to write to: it is closed\n"
+
+
 def test_a_port_in_use_is_told():
     with running("exchange") as first:
         port = first.stdout.readline().rpartition(":")[2].partition("/")[0]

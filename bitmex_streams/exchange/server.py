@@ -424,7 +424,7 @@ class Exchange(Simulation):
                     outbox.put(message)
 
             async def write() -> None:
-                with suppress(GONE):
+                with suppress(*GONE):
                     await outbox.send()
                 scope.cancel()
 

@@ -350,13 +350,20 @@ class _TradeBin:
         self.foreign += later.foreign
         self.last_size = later.last_size
 
+    def notional(self, instrument: Instrument) -> tuple[float, float]:
+        """``homeNotional`` and ``foreignNotional``, exact: sums of floats would gather dust."""
+        if instrument.is_quanto:
+            return round(self.home, 8), round(self.foreign, 8)
+        return instrument.notional(self.volume, 0, self.turnover, 0)
+
     def row(self, instrument: Instrument, timestamp: str) -> Row:
+        home, foreign = self.notional(instrument)
         return {
             "timestamp": timestamp, "symbol": instrument.symbol, "open": self.open,
             "high": self.close if self.high is None else self.high, "low": self.close if self.low is None else self.low,
             "close": self.close, "trades": self.trades, "volume": self.volume,
             "vwap": instrument.vwap(self.volume, self.turnover), "lastSize": self.last_size, "turnover": self.turnover,
-            "homeNotional": self.home, "foreignNotional": self.foreign,
+            "homeNotional": home, "foreignNotional": foreign,
         }  # fmt: skip
 
 
@@ -394,6 +401,7 @@ class MarketTables:
         self._index = self._premium = 0.0
         self._row = self._first_row(time)
         self._publish_quote()
+        self._invent_bins(time)
         self.on_mark(time)
         market.listeners.append(self.on_event)
 
@@ -629,7 +637,11 @@ class MarketTables:
         """What the trades so far make of the row."""
         row, today, minute = self._row, self._bins["1d"], self._bins["1m"]
         price = today.close
-        volume, turnover = self._day.volume + minute.volume, self._day.turnover + minute.turnover
+        day = _TradeBin(self._day.open)
+        day.merge(self._day)
+        day.merge(minute)
+        volume, turnover = day.volume, day.turnover
+        home, foreign = day.notional(self._instrument)
         # Nobody's positions are known here: as in reality, a trade opens interest, closes some, or hands it over.
         interest = row["openInterest"] + self._rng.choice((-1, 0, 1)) * self.trades[-1]["size"]
         return {
@@ -639,7 +651,7 @@ class MarketTables:
             "totalVolume": row["prevTotalVolume"] + today.volume, "volume": today.volume, "volume24h": volume,
             "totalTurnover": row["prevTotalTurnover"] + today.turnover, "turnover": today.turnover,
             "turnover24h": turnover,
-            "homeNotional24h": self._day.home + minute.home, "foreignNotional24h": self._day.foreign + minute.foreign,
+            "homeNotional24h": home, "foreignNotional24h": foreign,
             "vwap": self._instrument.vwap(volume, turnover), "openInterest": max(0, interest),
         }  # fmt: skip
 
@@ -697,6 +709,14 @@ class MarketTables:
                     self._publish_bin(f"quoteBin{size}", {**self.quotes[-1], "timestamp": self._timestamp})
         self._roll_day(time)
 
+    def _invent_bins(self, time: int) -> None:
+        """The last bin of each size, in which nothing was traded: a partial is never without one."""
+        for size, minutes in BIN_MINUTES.items():
+            timestamp = iso(time // (minutes * MINUTE) * minutes * MINUTE)
+            self._bin_rows[f"tradeBin{size}"] = [self._bins[size].row(self._instrument, timestamp)]
+            if self.quotes:
+                self._bin_rows[f"quoteBin{size}"] = [{**self.quotes[-1], "timestamp": timestamp}]
+
     def _publish_bin(self, table: str, row: Row) -> None:
         self._bin_rows[table] = [row]
         self._feed.publish(table, self._symbol, "insert", [row])
@@ -709,9 +729,9 @@ class MarketTables:
         day = self._day = _TradeBin(minutes[0].open)
         for minute in minutes:
             day.merge(minute)
+        home, foreign = day.notional(self._instrument)
         changes = {
-            "volume24h": day.volume, "turnover24h": day.turnover, "homeNotional24h": day.home,
-            "foreignNotional24h": day.foreign,
+            "volume24h": day.volume, "turnover24h": day.turnover, "homeNotional24h": home, "foreignNotional24h": foreign,
             "vwap": self._instrument.vwap(day.volume, day.turnover), "prevPrice24h": day.open,
             "lastChangePcnt": round(row["lastPrice"] / day.open - 1, 4),
         }  # fmt: skip

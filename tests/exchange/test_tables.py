@@ -253,6 +253,28 @@ def test_bars_are_labelled_with_their_end_and_open_where_the_last_one_closed():
     assert (five["timestamp"], five["volume"], five["close"]) == ("2026-01-01T12:00:00.000Z", 600, 45000)
 
 
+@pytest.mark.parametrize("rate", [5, 20, 2000])
+def test_a_fresh_exchange_has_the_last_bin_of_each_size(rate):
+    exchange = open_simulation(rate=rate, levels=20)
+    ends = {"1m": "11:58", "5m": "11:55", "1h": "11:00", "1d": "00:00"}
+    for size, end in ends.items():
+        for kind in ("trade", "quote"):
+            (row,) = exchange.tables.rows(f"{kind}Bin{size}", "XBTUSD")
+            assert row["timestamp"] <= f"2026-01-01T{end}:00.000Z"
+            assert set(row) <= set(SCHEMAS[f"{kind}Bin{size}"].types)
+    bin_, row = exchange.tables.rows("tradeBin1d", "XBTUSD")[0], exchange.tables.rows("instrument", "XBTUSD")[0]
+    assert bin_["open"] == bin_["close"] == row["prevClosePrice"]
+
+
+@pytest.mark.parametrize("symbol", ["XBTUSD", "ETHUSD", "XBTUSDT", "SOLUSDT"])
+def test_notional_sums_gather_no_dust(symbol):
+    exchange = open_simulation((symbol,), rate=100, levels=20)
+    exchange.advance(300)
+    (bar,), (row,) = (exchange.tables.rows(table, symbol) for table in ("tradeBin5m", "instrument"))
+    for value in (bar["homeNotional"], bar["foreignNotional"], row["homeNotional24h"], row["foreignNotional24h"]):
+        assert value > 0 and value == round(value, 8)
+
+
 def test_a_trade_on_the_minute_belongs_to_the_next_bar():
     exchange = open_simulation()
     market = exchange.markets["XBTUSD"]

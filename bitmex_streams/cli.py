@@ -19,7 +19,6 @@ from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterat
 from contextlib import ExitStack, asynccontextmanager
 from difflib import get_close_matches
 from functools import partial
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -48,6 +47,7 @@ from . import (
     TableMessage,
     TableUpdate,
     Tap,
+    __version__,
 )
 from .exchange import DEFAULT_SYMBOLS, open_exchange
 from .protocol import PRIVATE_TABLES, PUBLIC_TABLES, check_topic
@@ -73,10 +73,7 @@ JSON = Annotated[bool, typer.Option("--json", help="JSON, one object a line.")]
 
 def _print_version(wanted: bool) -> None:
     if wanted:
-        try:
-            print(f"bitmex-streams {version('bitmex_streams')}")
-        except PackageNotFoundError:
-            print("bitmex-streams, of unknown version: run from its sources, not installed")
+        print(f"bitmex-streams {__version__}")
         raise typer.Exit
 
 

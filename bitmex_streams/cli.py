@@ -118,6 +118,10 @@ def watch(
             source = Connection(network, subscribe=wanted)
     except ValueError as error:
         raise _wrong(str(error), "--speed" if replay else "--network") from None
+    if source is None:
+        for symbol in (topic.partition(":")[2] for topic in wanted):
+            if symbol and symbol not in DEFAULT_SYMBOLS:
+                raise _wrong(f"the embedded exchange has no {symbol!r}: it lists {', '.join(DEFAULT_SYMBOLS)}", "TOPIC")
     _run(partial(_watch, source, wanted, terminal))
 
 
@@ -268,7 +272,9 @@ async def _watch(source: Source | None, topics: tuple[str, ...], terminal: Termi
         Pipeline.create(feed, decoder, TopicFilter(topics), tables, *books) as pipeline,
     ):
         if terminal is None:
-            await _write_lines(pipeline.tap())
+            written = await _write_lines(pipeline.tap())
+            if not written and topics:
+                print(f"bitmex-streams: nothing came of {', '.join(topics)}", file=sys.stderr)
         else:
             view = View(feed.url if isinstance(feed, Connection) else getattr(feed, "source", ""), tables, books)
             await _show(view, pipeline.tap(decoder, overflow="latest", key=type), terminal)
@@ -295,8 +301,9 @@ async def _show(view: View, news: Tap, terminal: Terminal) -> None:
         terminal.print(view.draw(*terminal.size))
 
 
-async def _write_lines(items: Tap) -> None:
-    """One JSON object a line for each item; all that waits goes in one write."""
+async def _write_lines(items: Tap) -> bool:
+    """One JSON object a line for each item; all that waits goes in one write. Returns whether there was any."""
+    written = False
     async for item in items:
         lines = [_line(item)]
         try:
@@ -305,6 +312,8 @@ async def _write_lines(items: Tap) -> None:
         except (trio.WouldBlock, trio.EndOfChannel):
             pass
         await trio.to_thread.run_sync(_write, b"".join(lines), **ABANDON)
+        written = True
+    return written
 
 
 # The same parameter, before and after trio 0.23.

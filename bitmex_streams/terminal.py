@@ -90,6 +90,7 @@ class View:
         books = [book for merger in self._books for book in merger.books.values()]
         others = [name for name in storage.tables if name not in BOOK_TABLES]
         parts: list[Any] = [self._status()]
+        drawn: dict[str, list[Any]] = {}
         lines = height - 2  # the status may take two; each table: a blank line, title, head, rule, and its rows
         if books and len(books) * LADDER_WIDTH <= width:
             room = max(lines // 2, lines - 9 * len(others))
@@ -100,11 +101,18 @@ class View:
             books = books[: max(1, lines // 2)]
             parts += "", tops(books, width)
             lines -= len(books) + 4
-        for name in others:
-            rows = storage.data[name]
+        # The shortest first: what an empty or short table leaves of its share, the others have.
+        for index, name in enumerate(sorted(others, key=lambda name: len(storage.data[name]))):
+            rows, left = storage.data[name], len(others) - index
             keys = reversed(rows) if "timestamp" in storage.keys[name] else iter(rows)
-            shown = islice(keys, max(1, lines // len(others) - 4))
-            parts += "", latest(name, [rows[key] for key in shown], width)
+            share = max(1, lines // left - 4)
+            if hidden := 0 if "timestamp" in storage.keys[name] else max(0, len(rows) - share):
+                share, hidden = max(1, share - 1), len(rows) - max(1, share - 1)
+            shown = [rows[key] for key in islice(keys, share)]
+            drawn[name] = [latest(name, shown, width), *([Text(f"... {hidden:,} more", "dim")] if hidden else [])]
+            lines -= len(shown) + 4 if shown else 2
+        for name in others:
+            parts += "", *drawn[name]
         return Group(*parts)
 
     def _status(self) -> Text:
@@ -131,17 +139,17 @@ def table(title: str, *columns: str, right: Iterable[str] = ()) -> Table:
 def ladder(book: OrderBook, depth: int) -> Table:
     """The ``depth`` best levels of both sides, the highest price on top."""
     bids, asks = book.depth(depth)
-    decimals = max((len(number(level.price).partition(".")[2]) for level in (*bids, *asks)), default=0)
+    places = max((decimals(level.price) for level in (*bids, *asks)), default=0)
     large = max((level.size for level in (*bids, *asks)), default=0) / 2
     title = f"{book.symbol}  {'' if book.mid_price is None else f'mid {number(book.mid_price)}'}"
     made = table(title + ("  STALE" if book.stale else ""), "bids", "price", "asks", right=("bids", "price"))
     for column in made.columns:
         column.min_width = 11
     for price, size in reversed(asks):
-        made.add_row("", Text(f"{price:,.{decimals}f}", "red"), Text(f"{size:,}", "bold" if size > large else ""))
+        made.add_row("", Text(number(price, places), "red"), Text(f"{size:,}", "bold" if size > large else ""))
     made.add_row("", Text("" if book.spread is None else f"spread {number(book.spread)}", "dim"), "")
     for price, size in bids:
-        made.add_row(Text(f"{size:,}", "bold" if size > large else ""), Text(f"{price:,.{decimals}f}", "green"), "")
+        made.add_row(Text(f"{size:,}", "bold" if size > large else ""), Text(number(price, places), "green"), "")
     return made
 
 
@@ -153,8 +161,9 @@ def tops(books: Iterable[OrderBook], width: int) -> Table:
     made = table("order books", "symbol", *columns, right=numbers)
     for book in books:
         bid, ask = book.best_bid, book.best_ask
-        bid_cells: tuple[str, ...] = (f"{bid.size:,}", number(bid.price)) if bid else ("-", "-")
-        ask_cells: tuple[str, ...] = (number(ask.price), f"{ask.size:,}") if ask else ("-", "-")
+        places = max((decimals(top.price) for top in (bid, ask) if top), default=0)
+        bid_cells: tuple[str, ...] = (f"{bid.size:,}", number(bid.price, places)) if bid else ("-", "-")
+        ask_cells: tuple[str, ...] = (number(ask.price, places), f"{ask.size:,}") if ask else ("-", "-")
         if wide:
             bid_cells, ask_cells = (f"{len(book.bids):,}", *bid_cells), (*ask_cells, f"{len(book.asks):,}")
         state = "stale" if book.stale else book.timestamp if wide else ""
@@ -170,13 +179,26 @@ def latest(name: str, rows: Sequence[Row], width: int) -> Table | Text:
     columns = (COLUMNS.get(name) or tuple(plain))[: max(1, width // 14)]
     numeric = {column for row in rows for column in columns if isinstance(row.get(column), int | float)}
     made = table(name, *columns, right=numeric)
+    prices = [column for column in columns if column.lower().endswith("price")]
+    places = {column: max(decimals(row.get(column)) for row in rows) for column in prices}
     for row in rows:
-        made.add_row(*(Text(number(row.get(column))) for column in columns), style=COLORS.get(row.get("side", "")))
+        cells = (number(row.get(column), places.get(column, 0)) for column in columns)
+        made.add_row(*map(Text, cells), style=COLORS.get(row.get("side", "")))
     return made
 
 
-def number(value: Any) -> str:
-    """A number as traders write it, without an exponent or zeros at the end; what is none as it is."""
+def decimals(value: Any) -> int:
+    """How many decimals a number needs."""
+    return len(number(value).partition(".")[2]) if isinstance(value, int | float) else 0
+
+
+def number(value: Any, places: int = 0) -> str:
+    """A number as traders write it, without an exponent or zeros at the end; what is none as it is.
+
+    ``places``: decimals to fill up to, for the numbers of a column to stand below each other.
+    """
+    if places and isinstance(value, int | float):
+        return f"{value:,.{places}f}"
     if isinstance(value, float):
         return f"{value:,.10f}".rstrip("0").rstrip(".")
     return "" if value is None else f"{value:,}" if type(value) is int else str(value)

@@ -204,7 +204,7 @@ def test_replay_prints_tables_that_fit_whatever_they_are_piped_into(recorded, re
     out, _ = run("replay", recording)
     assert f"{len(recorded.messages):,} messages in" in out
     assert re.search(r"orderBookL2_25 +update +[\d,]+ +[\d,]+", out)
-    bid, ask = (f"{price:,g}" if price < 100_000 else price for price in recorded.top("ETHUSD"))
+    bid, ask = (f"{price:,.2f}" for price in recorded.top("ETHUSD"))
     assert re.search(rf"ETHUSD .* {re.escape(bid)} +{re.escape(ask)} ", out), (bid, ask, out)
     assert "…" not in out
 
@@ -281,6 +281,10 @@ def test_watch_narrows_a_recording_to_the_topics_given(recording):
 
     assert watched("trade", "orderBookL2_25:ETHUSD") == {("trade", "XBTUSD"), ("orderBookL2_25", "ETHUSD")}
     assert watched("trade:ETHUSD", "instrument") == {("instrument", "ETHUSD")}
+
+
+def test_watch_tells_when_a_recording_has_nothing_of_the_topics(recording):
+    assert run("watch", "--replay", recording, "trade:NOPE") == ("", "bitmex-streams: nothing came of trade:NOPE\n")
 
 
 def test_watch_marks_what_is_stale_after_a_disconnect(tmp_path):
@@ -377,7 +381,9 @@ def test_watch_follows_an_exchange_in_another_process_and_tells_when_that_is_clo
 
 
 def test_what_the_exchange_refuses_is_told_in_its_words():
-    _, err = run("watch", "trade:XBTUSD", "trade:NOSUCH", code=1)
+    with running("exchange", "--symbols", "XBTUSD") as exchange:
+        url = exchange.stdout.readline().strip()
+        _, err = run("watch", "--network", url, "trade:XBTUSD", "trade:NOSUCH", code=1)
     refusal = "refused to subscribe 'trade:NOSUCH' with status 400: Unknown or expired symbol."
     assert err == f"bitmex-streams: the exchange {refusal}\n"
 
@@ -422,6 +428,7 @@ def test_a_refused_connection_is_told():
     ("arguments", "sentence"),
     [
         (["watch", "orderbook:XBTUSD"], "there is no table 'orderbook': did you mean orderBookL2:XBTUSD?"),
+        (["watch", "trade:xbtusd"], "the embedded exchange has no 'xbtusd': it lists XBTUSD, ETHUSD, XBTUSDT, SOLUSDT"),
         (["watch", "Trade"], "did you mean trade?"),
         (["watch", "zzz:XBTUSD"], "there is no table 'zzz': there are announcement, chat,"),
         (["watch", "trade:", "chat"], "'trade:' is not a topic"),
@@ -503,6 +510,11 @@ def test_watch_without_a_book_shows_the_newest_rows():
         terminal.process.terminate()
         assert terminal.end() == 143
     assert "mid" not in terminal.shown
+
+
+def test_watch_tells_how_many_rows_do_not_fit():
+    with Terminal("watch", "instrument", "chat", lines=10) as terminal:
+        assert terminal.read_until(lambda shown: "... 3 more" in shown and "chat: no rows" in shown)
 
 
 def test_an_error_is_told_below_the_last_view(recorded, tmp_path):

@@ -731,8 +731,9 @@ class MarketTables:
             day.merge(minute)
         home, foreign = day.notional(self._instrument)
         changes = {
-            "volume24h": day.volume, "turnover24h": day.turnover, "homeNotional24h": home, "foreignNotional24h": foreign,
-            "vwap": self._instrument.vwap(day.volume, day.turnover), "prevPrice24h": day.open,
+            "volume24h": day.volume, "turnover24h": day.turnover, "homeNotional24h": home,
+            "foreignNotional24h": foreign, "vwap": self._instrument.vwap(day.volume, day.turnover),
+            "prevPrice24h": day.open,
             "lastChangePcnt": round(row["lastPrice"] / day.open - 1, 4),
         }  # fmt: skip
         if day.trades:

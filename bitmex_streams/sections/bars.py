@@ -4,7 +4,8 @@ Two clocks are at work. A trade is of the bar in which its *exchange timestamp* 
 other by those timestamps. `received` is of another clock: a little ahead or behind, or years away, where a server
 plays old data. The least delay of a trade so far maps one to the other, source by source. `received` serves for two
 things only: to close a bar in which nothing more is traded, a second of grace after its end; and to tell when a
-partial came, so which bars are complete.
+partial came, so which bars are complete. Before the first trade, the age of a partial's newest row stands for the
+delay, which is no more than that; without a row, nothing is known, and no bar is closed by ``received``.
 """
 
 from __future__ import annotations
@@ -131,8 +132,9 @@ class Bars(Operator):
     state of its topic: logged, and a new partial is asked for by `resync`.
 
     Time: bars follow the exchange's timestamps, also where ``received`` is of another time, as with a server that
-    plays old data. Where a topic's first partial is more than a day from ``received``, there are no bars before the
-    first trade has told how both clocks go together. At most 1440 bars without trades are filled in at once; after a
+    plays old data. Where a topic's first partial is more than a day from ``received``, or no partial of its source had
+    any rows, there are no bars before the first trade has told how both clocks go together; else, until then, bars
+    come later by the age that the newest row had in the partial. At most 1440 bars without trades are filled in at once; after a
     longer silence the bars begin anew with the next one, which is not complete. One trade more than 1440 bars away
     from the bar in the making (a timestamp of the year 2999) is taken for an error, and counted in `late`; a second
     one in a row is believed, and begins anew there.
@@ -153,6 +155,7 @@ class Bars(Operator):
         self._symbols: dict[str, _Symbol] = {}
         self._coverage = Coverage()
         self._lag: dict[str, int] = {}  # by source: the least delay of a trade so far (ns)
+        self._age: dict[str, int] = {}  # by source: the least age of a partial's newest row (ns); the delay is no more
         self._partials: dict[Any, _Partial] = {}  # by the scope of a topic
 
     def process(self, item: Any) -> Iterable[Any]:
@@ -177,8 +180,9 @@ class Bars(Operator):
     def on_time(self, now: int) -> Iterator[Bar]:
         while (due := self._next_due()) is not None and due <= now:
             for symbol, state in self._symbols.items():
-                if state.end is None or self._due(state) != due:
+                if self._due(state) != due:
                     continue
+                assert state.end is not None
                 if now - due <= self._limit:
                     yield self._close(symbol, state, due)
                     continue
@@ -208,6 +212,8 @@ class Bars(Operator):
                 prices[symbol] = price
                 times.append(time)
         newest = max(times, default=0)
+        if times:
+            self._age[source] = min(received - newest, self._age.get(source, received - newest))
         lag = self._lag.get(source)
         before = self._coverage.find("trade", dict(topic.filter))
         if before is not None and not before.stale and before.source == source:
@@ -223,10 +229,10 @@ class Bars(Operator):
             state = self._symbols.get(symbol)
             if state is None:
                 state = self._symbols[symbol] = _Symbol(source, self._end(begun.time) if agreed else None)
-                self._schedule(state)
             state.source = source
             if price is not None:
                 state.last = price
+        self.deadline = self._next_due()
 
     def _insert(self, item: TableMessage | TableUpdate) -> Iterator[Bar]:
         for row in item.rows:
@@ -256,6 +262,7 @@ class Bars(Operator):
                 yield self._close(symbol, state, received)
             self._begin_anew(state, time)
             self._lag[topic.source] = received - time
+            self.deadline = self._next_due()
             partial.first = time if partial.first is None else min(partial.first, time)
         self._observe(topic.source, received - time)
         if partial.first is None:
@@ -274,7 +281,9 @@ class Bars(Operator):
             state.begin(self._end(time))
             self._schedule(state)
         state.astray = False
-        state.source = topic.source
+        if state.source != topic.source:
+            state.source = topic.source
+            self._schedule(state)
         assert state.end is not None
         while time >= state.end:
             yield self._close(symbol, state, received)
@@ -299,21 +308,26 @@ class Bars(Operator):
         least = self._lag.get(source)
         if least is None or delay < least:
             self._lag[source] = delay
-            if self.deadline is not None and least is not None:
+            if least is None:
+                self.deadline = self._next_due()
+            elif self.deadline is not None:
                 self.deadline -= max(0, least) - max(0, delay)
 
-    def _due(self, state: _Symbol) -> int:
-        """When (by ``received``) the bar in the making ends for want of trades. A clock that is behind, and an
-        exchange that runs faster than the clock, close no bar early."""
-        assert state.end is not None
-        return state.end + _GRACE + max(0, self._lag.get(state.source, 0))
+    def _due(self, state: _Symbol) -> int | None:
+        """When (by ``received``) the bar in the making ends for want of trades; None: that is not known yet. A clock
+        that is behind, and an exchange that runs faster than the clock, close no bar early."""
+        lag = self._lag.get(state.source, self._age.get(state.source))
+        if state.end is None or lag is None:
+            return None
+        return state.end + _GRACE + max(0, lag)
 
     def _next_due(self) -> int | None:
-        return min((self._due(state) for state in self._symbols.values() if state.end is not None), default=None)
+        return min((due for state in self._symbols.values() if (due := self._due(state)) is not None), default=None)
 
     def _schedule(self, state: _Symbol) -> None:
-        if state.end is not None and (self.deadline is None or self._due(state) < self.deadline):
-            self.deadline = self._due(state)
+        due = self._due(state)
+        if due is not None and (self.deadline is None or due < self.deadline):
+            self.deadline = due
 
     def _end(self, time: int) -> int:
         return time - time % self._length + self._length

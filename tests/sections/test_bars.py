@@ -103,7 +103,9 @@ def test_an_interval_without_trades_has_a_bar_of_the_last_price():
 
 
 def test_a_symbol_that_never_traded_has_bars_without_prices():
-    [first, second] = run(Bars(), partial(0, filter={"symbol": "XBTUSD"}), until=122)
+    begin = [partial(0, filter={"symbol": symbol}) for symbol in ("XBTUSD", "ETHUSD")]
+    out = run(Bars(), *begin, insert(trade(1, 5, symbol="ETHUSD")), until=122)
+    [first, second] = [bar for bar in out if bar.symbol == "XBTUSD"]
     assert prices(first) == prices(second) == (None,) * 4
     assert first.complete
 
@@ -159,6 +161,36 @@ def test_a_local_clock_that_is_ahead_cuts_no_bar_short():
     assert bars.late == 0
 
 
+@pytest.mark.parametrize("rows", [[trade(-1, 99)], []])
+@pytest.mark.parametrize("ahead", [5, 90])
+def test_a_local_clock_that_is_ahead_closes_no_bar_before_its_first_trades_have_come(ahead, rows):
+    bars = Bars()
+    begin = partial(ahead - 0.5, *rows, filter={"symbol": "XBTUSD"})
+    trades = [insert(trade(second, 100), received=second + ahead + 0.1) for second in (117, 118, 130)]
+    out = run(bars, begin, *trades)
+    assert [(bar.timestamp, bar.trades, bar.complete) for bar in out][-2:] == [
+        (to_iso(at(120)), 2, True), (to_iso(at(180)), 1, False),
+    ]
+    assert all(bar.trades == 0 for bar in out[:-2])
+    assert bars.late == 0
+
+
+def test_before_the_first_trade_bars_come_later_by_the_age_of_the_partials_newest_row():
+    begin = partial(5, trade(-30, 98), trade(-2, 99))
+    bars = Bars()
+    assert run(bars, begin, until=67.9, finish=False) == []
+    assert [bar.received for bar in run(bars, until=68, finish=False)] == [at(68)]
+
+
+def test_where_no_delay_is_known_no_bar_is_closed_before_the_first_trade_tells():
+    bars = Bars()
+    assert run(bars, partial(0, filter={"symbol": "XBTUSD"}), until=3600, finish=False) == []
+    out = run(bars, insert(trade(3590, 100), received=3600), until=3700, finish=False)
+    assert [(bar.timestamp, bar.trades, bar.received) for bar in out] == [
+        (to_iso(at(3600)), 1, at(3611)), (to_iso(at(3660)), 0, at(3671)),
+    ]
+
+
 def test_bars_of_several_symbols_come_in_the_order_of_their_ends():
     out = run(Bars(), partial(0), insert(trade(1, 1, symbol="A"), trade(1, 1, symbol="B")), until=200, finish=False)
     assert [(bar.symbol, bar.timestamp[14:16]) for bar in out] == [
@@ -204,7 +236,8 @@ def test_bars_are_not_complete_from_a_loss_of_state_to_the_partial_that_ends_it(
 
 def test_the_loss_of_another_connection_or_symbol_is_none():
     out = run(
-        Bars(), partial(0, filter={"symbol": "XBTUSD"}), partial(0, filter={"symbol": "ETHUSD"}, source="b"),
+        Bars(), partial(0, filter={"symbol": "XBTUSD"}),
+        partial(0, trade(0, 5, symbol="ETHUSD"), filter={"symbol": "ETHUSD"}, source="b"),
         insert(trade(1, 100)), Disconnected(at(2), "b"), StateLost(at(3), "a", "why", "quote"), until=61,
     )
     assert [(bar.symbol, bar.complete) for bar in out] == [("XBTUSD", True), ("ETHUSD", False)]

@@ -134,10 +134,10 @@ class Bars(Operator):
     Time: bars follow the exchange's timestamps, also where ``received`` is of another time, as with a server that
     plays old data. Where a topic's first partial is more than a day from ``received``, or no partial of its source had
     any rows, there are no bars before the first trade has told how both clocks go together; else, until then, bars
-    come later by the age that the newest row had in the partial. At most 1440 bars without trades are filled in at once; after a
-    longer silence the bars begin anew with the next one, which is not complete. One trade more than 1440 bars away
-    from the bar in the making (a timestamp of the year 2999) is taken for an error, and counted in `late`; a second
-    one in a row is believed, and begins anew there.
+    come later by the age that the newest row had in the partial. At most 1440 bars without trades are filled in at
+    once; after a longer silence the bars begin anew with the next one, which is not complete. One trade more than
+    1440 bars away from the bar in the making (a timestamp of the year 2999) is taken for an error, and counted in
+    `late`; a second one in a row is believed, and begins anew there.
 
     Marks, other tables and the exchange's answers are taken in; items of kinds that are not ours pass.
     """

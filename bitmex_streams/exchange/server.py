@@ -37,6 +37,7 @@ HANDSHAKE_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 1.0
 MAX_COMMAND_SIZE = 65_536
 TURN = 0.002  # s that the markets may work before everybody else may run
+LATE = 1e-6  # s after something is due that the exchange wakes for it: never, for a rounding, before
 MAX_LAG = 1.0  # s that the markets may be behind the clock; beyond it, the clock waits for them
 PATIENCE = 0.5  # s without a message taken, after which the markets do not wait for a client any more
 SETTLE_PATIENCE = 5.0  # the same, of `Exchange.settled`
@@ -323,7 +324,12 @@ class Exchange(Simulation):
     @property
     def lag(self) -> float:
         """Seconds of the exchange's time that it is behind ``speed``, since that was last set; 0 while it keeps up."""
-        return (self._slipped + max(0, self._live_time() - self.next_time)) / SECOND if self._speed else 0.0
+        if not self._speed:
+            return 0.0
+        overdue = self._live_time() - self.next_time
+        if overdue <= 2 * LATE * self._speed * SECOND:  # it was not even woken for that
+            overdue = 0
+        return (self._slipped + overdue) / SECOND
 
     def time(self) -> int:
         """The time (ns) of what happens now: what was due before an order of the user's comes before it, as far as the
@@ -353,8 +359,7 @@ class Exchange(Simulation):
                 await self._catch_breath()
                 continue
             began, at = self._began
-            # A microsecond late: never, for a rounding, before it is due.
-            deadline = began + (self.next_time - at) / SECOND / self._speed + 1e-6 if self._speed else float("inf")
+            deadline = began + (self.next_time - at) / SECOND / self._speed + LATE if self._speed else float("inf")
             changed = self._speed_changed
             with trio.move_on_at(deadline):
                 await changed.wait()

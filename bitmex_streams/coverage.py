@@ -60,6 +60,7 @@ class Coverage:
     def __init__(self) -> None:
         self.topics: dict[str, dict[Any, Topic]] = {}
         self.generation: dict[str, int] = {}  # of a source: the number of the last announced loss that has come
+        self.opening: set[str] = set()  # the sources whose connection opens, while nothing of it has come
         self._announced: dict[str, deque[tuple[int, str]]] = {}  # of a source: those that have yet to come, and why
 
     def __iter__(self) -> Iterator[Topic]:
@@ -104,8 +105,7 @@ class Coverage:
         """State is lost as a mark says: the topics that went stale by that. An announced loss has thereby come."""
         announced = self._announced.get(mark.source)
         if type(mark) is Connected:
-            opened = [number for number, why in announced or () if why == CONNECTING]
-            return self.advance(mark.source, opened[-1]) if opened else []
+            return self.opened(mark.source)
         if type(mark) is StateLost:
             reason, name = mark.reason, mark.topic
             # A Decoder makes such marks too, which nobody announced.
@@ -134,6 +134,17 @@ class Coverage:
     def announce(self, source: str, reason: str) -> None:
         """All state of a source is lost, ahead of the stream; the mark follows."""
         self._announced.setdefault(source, deque()).append((next(_numbers), reason))
+        if reason == CONNECTING:
+            self.opening.add(source)
+
+    def opened(self, source: str) -> list[Topic]:
+        """A connection that was announced stands: what was announced before is of earlier ones. The topics that went
+        stale by that.
+
+        Its `Connected` says so, or, where a section before ours takes the marks out, the first message of it.
+        """
+        numbers = [number for number, why in self._announced.get(source, ()) if why == CONNECTING]
+        return self.advance(source, numbers[-1]) if numbers else []
 
     def advance(self, source: str, generation: int) -> list[Topic]:
         """What was announced has come, up to number ``generation``: the topics that went stale by that.
@@ -141,7 +152,7 @@ class Coverage:
         The number may be of another `Coverage` (of a section before ours, which takes the marks out). That one was
         told of each loss just before we were: so the same loss is our first with a number that is not below.
         """
-        if generation == self.generation.get(source, 0):
+        if not generation or generation == self.generation.get(source, 0):
             return []
         self.generation[source] = generation
         announced = self._announced.get(source)
@@ -151,6 +162,8 @@ class Coverage:
             reason = reason if reason and why == CONNECTING else why
             if number >= generation:
                 break
+        if not any(why == CONNECTING for _, why in announced or ()):
+            self.opening.discard(source)
         return self._lose(source, None, reason) if reason else []
 
     def announced(self, source: str) -> str | None:

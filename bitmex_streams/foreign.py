@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import math
 import multiprocessing
 import os
 import pickle
@@ -20,7 +19,8 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from functools import partial
 from multiprocessing.connection import Connection as Pipe
 from typing import Any
 
@@ -32,7 +32,7 @@ from slurry.sections.abc import Section
 from .errors import ProcessDied
 from .inbox import Inbox
 from .nurseries import background
-from .tap import Block, Tap
+from .tap import Tap
 
 __all__ = ["SECTION_BUFFER", "pump_iterable", "pump_section"]
 
@@ -62,6 +62,10 @@ async def pump_section(section: Section, input: Tap | None, output: Inbox) -> No
     elif isinstance(section, ThreadSection):
         async with _closed_on_cancel(input, output):
             await section.pump(input, output.put)
+    elif type(section) is Merge:
+        await _pump_sources(section.sources, input, output, at_once=True)
+    elif type(section) is Chain and (input is None or section.place_input == "first"):
+        await _pump_sources(section.sources, input, output, at_once=False)
     else:
         await _with_cured_sources(section).pump(input, output.put)
 
@@ -87,65 +91,63 @@ async def _closed_on_cancel(input: Tap | None, output: Inbox) -> AsyncIterator[N
 # --- combiners ---
 
 
-class _Cured(Section):
-    """A section that a combiner of slurry's is to run, as we run it."""
+async def _pump_sources(sources: Sequence[Any], input: Tap | None, output: Inbox, *, at_once: bool) -> None:
+    """What `Merge` and `Chain` do, with every source a pipeline of ours: cured, and errors behind what came before
+    them.
+    """
 
-    def __init__(self, section: Section) -> None:
-        self.section = section
+    async def pull(source: Any) -> None:
+        await _run_source(source, None, output.put)
+
+    async def pull_input() -> None:
+        assert input is not None
+        async for item in input:
+            await output.put(item)
+
+    pulls: list[Callable[[], Awaitable[None]]] = [partial(pull, source) for source in sources]
+    if input is not None:
+        pulls.insert(0, pull_input)
+    if at_once:
+        async with trio.open_nursery() as nursery:
+            for pull_one in pulls:
+                nursery.start_soon(pull_one)
+    else:
+        for pull_one in pulls:
+            await pull_one()
+
+
+async def _run_source(source: Any, input: Any, output: Callable[[Any], Awaitable[None]]) -> None:
+    from .pipeline import Pipeline  # which runs sections by this module
+
+    async with Pipeline.create(*([] if input is None else [input]), source) as pipeline, pipeline.tap() as tap:
+        async for item in tap:
+            await output(item)
+
+
+class _Cured(Section):
+    """A source of one of the other combiners, run as a pipeline of ours."""
+
+    def __init__(self, source: Any) -> None:
+        self.source = source
 
     async def pump(self, input: Any, output: Callable[[Any], Awaitable[None]]) -> None:
-        inbox = Inbox(SECTION_BUFFER)
-        pressed: set[Block] = set()
-        buffer = Block(SECTION_BUFFER, math.inf, 0, pressed)
-
-        async def feed() -> None:
-            async for item in input:
-                buffer.put(item)
-                await buffer.room()
-                if buffer.closed:
-                    return
-            buffer.end()
-
-        async def run() -> None:
-            tap = Tap(buffer)
-            try:
-                await pump_section(self.section, tap if input else None, inbox)
-            except Exception as error:
-                inbox.close(error)  # behind what was put out before
-            finally:
-                tap.close()
-                inbox.close()
-
-        async def leave() -> None:
-            inbox.shut()
-
-        async with background(leave) as nursery:
-            nursery.start_soon(run)
-            if input:
-                nursery.start_soon(feed)
-            with contextlib.suppress(trio.EndOfChannel):
-                while True:
-                    for item in await inbox.take():
-                        await output(item)
+        await _run_source(self.source, input, output)
 
 
 def _with_cured_sources(section: Section) -> Section:
-    """A combiner whose sources are cured; any other section as it is."""
-    if not isinstance(section, Chain | Merge | Zip | ZipLatest):
+    """A combiner with its sources cured; any other section as it is."""
+    if not isinstance(section, Chain | Zip | ZipLatest):
         return section
     combiner = copy.copy(section)
-    combiner.sources = _cured(tuple(section.sources))
+    combiner.sources = tuple(map(_cured, section.sources))
     if isinstance(section, ZipLatest):
         monitor = section.monitor
-        combiner.monitor = _cured(monitor if isinstance(monitor, tuple | list) else (monitor,))
+        combiner.monitor = tuple(map(_cured, monitor if isinstance(monitor, tuple | list) else (monitor,)))
     return combiner
 
 
 def _cured(source: Any) -> Any:
-    if isinstance(source, tuple | list):
-        return tuple(map(_cured, source))
-    needs_it = isinstance(source, ThreadSection | ProcessSection | Chain | Merge | Zip | ZipLatest)
-    return _Cured(source) if needs_it else source
+    return _Cured(source) if isinstance(source, Section | tuple) else source
 
 
 # --- processes ---

@@ -31,6 +31,8 @@ class Inbox:
         self.max_items = max_items
         self.max_bytes = max_bytes
         self.bytes = 0
+        self.count = 0
+        """How many items were ever put in."""
         self.closed = False
         self.wanted = True
         self.told = False
@@ -72,6 +74,7 @@ class Inbox:
             raise OutputClosed("nobody wants this: its taps are closed, or the next section has ended")
         self._items.append(item)
         self.bytes += size
+        self.count += 1
         if self._news:
             self._news.unpark()
 

@@ -27,7 +27,7 @@ from slurry.sections.abc import Section
 
 from .nurseries import background, one_error, real_error
 from .operator import Operator, Source
-from .run import Run, Stage, name_of
+from .run import GRACE, Run, Stage, name_of
 from .tap import BATCH, Block, DropNewest, DropOldest, Latest, OverflowPolicy, Tap
 
 __all__ = ["Overflow", "Pipeline"]
@@ -38,8 +38,6 @@ Overflow: TypeAlias = Literal["block", "drop_oldest", "drop_newest", "latest"]
 
 PATIENCE = 5.0
 """Seconds after which a tap that an error waits for is worth a warning."""
-GRACE = 1.0
-"""Seconds that a consumer has to come back from handling the last item before an error, until it is cancelled."""
 
 
 class Pipeline:
@@ -68,6 +66,9 @@ class Pipeline:
         self._started = False
         self._open_taps = 0
         self._ended = trio.Event()
+        self._wired_up = trio.Event()
+        self._tasks: trio.Nursery | None = None  # while it runs
+        self._hurried: int | None = None  # the first run that was told to end in time
         self._stop = trio.CancelScope()
 
     @classmethod
@@ -239,19 +240,23 @@ class Pipeline:
 
     async def _main(self) -> None:
         await self._enabled.wait()
+        if self._parent is not None:  # connected in order: a section hears of a loss before those behind it
+            await self._parent._wired_up.wait()
         family = self._family
         family.active += 1
         try:
             with self._stop, self._wired():
-                async with trio.open_nursery() as nursery:
+                async with trio.open_nursery() as tasks:
+                    self._tasks = tasks
                     for run in self._runs:
-                        run.start(nursery)
+                        run.start(tasks)
         except BaseException as error:
             if isinstance(error, GeneratorExit):
                 raise
             family.record(error)
         # Everything has passed every stage, as far as it will. (If we were cancelled from outside, this is as good as
         # nothing.)
+        self._tasks = None
         self._ended.set()
         if family.errors and not family.leaving:
             await self._until_taken()
@@ -262,6 +267,9 @@ class Pipeline:
 
     async def _until_taken(self) -> None:
         """Wait, after a failure, until every `block` tap was read to its end."""
+        for member in self._family.members:
+            if member._parent is self:
+                member._hurry(1)
         for stage in self._stages:
             for buffer in list(stage.buffers):
                 if buffer.internal:
@@ -282,14 +290,23 @@ class Pipeline:
     def _fail(self, error: BaseException, run: Run, *, head_too: bool) -> None:
         """Record what ended ``run`` (or its head), and stop all that stands before it."""
         self._family.record(error)
-        for earlier in self._runs[: self._runs.index(run)]:
+        place = self._runs.index(run)
+        for earlier in self._runs[:place]:
             earlier.stop()
+        self._hurry(place + 1)
         if head_too:
             run.head_scope.cancel()
         parent = self._parent
         while parent is not None:
             parent._stop.cancel()
             parent = parent._parent
+
+    def _hurry(self, first: int) -> None:
+        """After a failure: from the run ``first`` on, no section may outlive its input for long."""
+        if self._tasks is not None and (self._hurried is None or first < self._hurried):
+            for run in self._runs[first : self._hurried]:
+                self._tasks.start_soon(run.end_in_time)
+            self._hurried = first
 
     @contextlib.contextmanager
     def _wired(self) -> Iterator[None]:
@@ -305,6 +322,7 @@ class Pipeline:
                     if operator.resync is None:
                         operator.resync = partial(_resync, sources)
                         stack.callback(setattr, operator, "resync", None)
+            self._wired_up.set()
             yield
 
     def _sources(self) -> list[Any]:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import trio
+from slurry.sections import Chain, Merge, Zip, ZipLatest
 from slurry.sections.abc import Section
 
 from .foreign import SECTION_BUFFER, pump_iterable, pump_section
@@ -19,7 +21,14 @@ from .tap import BATCH, Block, Latest, OverflowPolicy, Tap
 if TYPE_CHECKING:
     from .pipeline import Pipeline
 
-__all__ = ["Run", "Stage", "name_of"]
+__all__ = ["GRACE", "Run", "Stage", "name_of"]
+
+log = logging.getLogger("bitmex_streams")
+
+GRACE = 1.0
+"""Seconds that whoever has had the last item before an error still has, until it is cancelled."""
+QUIET = 30.0
+"""Seconds after which a section counts as stuck that puts nothing out and does not end, though its input has."""
 
 def name_of(section: Any) -> str:
     """What errors call a section."""
@@ -60,6 +69,7 @@ class Run:
         self.input: Tap | None = None
         self.pressed: set[Block] = set()  # the taps and the input that are over their capacity
         self.head_scope = trio.CancelScope()
+        self.head_ended = trio.Event()
         self.inbox = Inbox(SECTION_BUFFER)
         self._scope = trio.CancelScope()
         self._clock: StreamClock
@@ -152,6 +162,37 @@ class Run:
         self.head_scope.cancel()
         self._scope.cancel()
 
+    async def end_in_time(self) -> None:
+        """After a failure before it: a head that goes on without its input must not keep the error waiting for ever.
+
+        A combiner has other sources, and a connection its own life: it gets `GRACE` seconds once it has taken all of
+        its input. Any other section ends by itself sooner or later (`Delay` has items to hold back), unless it is
+        stuck: it gets `QUIET` seconds in which it puts nothing out.
+        """
+        assert self.input is not None
+        head = self.stages[0].section
+        forever = isinstance(head, Source | Chain | Merge | Zip | ZipLatest)
+        if not forever and type(head).__module__.startswith("slurry."):
+            return  # all of slurry's others end, however long they hold items back
+        limit = GRACE if forever else QUIET
+        buffer = self.input._buffer
+        while not (buffer.closed or (buffer.ended and not buffer.items)):
+            with trio.move_on_after(limit):
+                await buffer.changed.park()
+                continue
+            if not len(self.inbox):  # else it waits for those behind it
+                break
+        seen = -1
+        while seen != self.inbox.count:
+            seen = self.inbox.count
+            with trio.move_on_after(limit):
+                await self.head_ended.wait()
+                return
+            if forever:
+                break
+        log.warning("%s goes on though what stands before it has failed: it is cancelled", name_of(head))
+        self.head_scope.cancel()
+
     async def _run_head(self, head: Any) -> None:
         """The task of a section that is not ours, or of an async iterable."""
         try:
@@ -170,6 +211,7 @@ class Run:
             if self.input is not None:
                 self.input.close()
             self.inbox.close()
+            self.head_ended.set()
 
     async def _run(self) -> None:
         pipeline = self.pipeline
@@ -199,8 +241,10 @@ class Run:
                 came_to_an_end = True
         finally:
             self.inbox.shut()
-            if isinstance(self.stages[0].section, Source) and self.input is not None:
-                self.input.close()
+            if isinstance(self.stages[0].section, Source):
+                self.head_ended.set()
+                if self.input is not None:
+                    self.input.close()
         if came_to_an_end:
             if self.next_input is not None:
                 self.next_input.end()
@@ -227,32 +271,11 @@ class Run:
         async with self._open_head() as receive:
             # What is raised in here must not pass the source's context, which could take it for its own.
             try:
-                while True:
-                    batch: Sequence[Any] = ()  # stays so when a timer ends the wait
-                    deadline = min((clock.trio_time(operator.deadline) for operator, _ in timed), default=math.inf)
-                    if deadline == math.inf:
-                        batch = await receive()
-                    else:
-                        with trio.CancelScope(deadline=deadline):
-                            batch = await receive()
-                    if not self._wanted:
-                        raise Unwanted
-                    for number, item in enumerate(batch, 1):
-                        if timed:
-                            clock.see(item)
-                            self._tick(timed, clock.now)
-                        self._push(item)
-                        if self.pressed:
-                            await self._relieve()
-                        elif number % BATCH:
-                            continue
-                        else:
-                            await trio.lowlevel.checkpoint()
-                        if not self._wanted:
-                            raise Unwanted
-                    if not batch:
-                        self._tick(timed, clock.estimate())
-                        await self._relieve()
+                if isinstance(self.stages[0].section, Source):
+                    with self.head_scope:
+                        await self._push_all(receive, clock, timed)
+                else:
+                    await self._push_all(receive, clock, timed)
             except trio.EndOfChannel:
                 pass
             except BaseException as error:
@@ -261,6 +284,37 @@ class Run:
                 failure = error
         if failure is not None:
             raise failure
+        await trio.lowlevel.checkpoint_if_cancelled()
+
+    async def _push_all(
+        self, receive: Callable[[], Awaitable[Sequence[Any]]], clock: StreamClock, timed: list[tuple[Operator, int]]
+    ) -> None:
+        while True:
+            batch: Sequence[Any] = ()  # stays so when a timer ends the wait
+            deadline = min((clock.trio_time(operator.deadline) for operator, _ in timed), default=math.inf)
+            if deadline == math.inf:
+                batch = await receive()
+            else:
+                with trio.CancelScope(deadline=deadline):
+                    batch = await receive()
+            if not self._wanted:
+                raise Unwanted
+            for number, item in enumerate(batch, 1):
+                if timed:
+                    clock.see(item)
+                    self._tick(timed, clock.now)
+                self._push(item)
+                if self.pressed:
+                    await self._relieve()
+                elif number % BATCH:
+                    continue
+                else:
+                    await trio.lowlevel.checkpoint()
+                if not self._wanted:
+                    raise Unwanted
+            if not batch:
+                self._tick(timed, clock.estimate())
+                await self._relieve()
 
     def _tick(self, timed: list[tuple[Operator, int]], now: int) -> None:
         """Bring the operators that have timers up to ``now``, those before others first."""

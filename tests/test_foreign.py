@@ -608,3 +608,80 @@ async def test_a_timed_operator_in_slurrys_pipeline_ends_cleanly_when_its_tap_cl
             async with pipeline.tap() as tap:
                 await tap.receive()
             await trio.sleep(0.05)
+
+
+# --- failures, and sections that go on without their input ---
+
+
+async def forever():
+    while True:
+        yield "other"
+        await trio.sleep(0.1)
+
+
+@pytest.mark.parametrize(
+    "behind",
+    [lambda: Merge(silence()), lambda: Merge(forever()), lambda: Chain(forever()), lambda: Zip(silence())],
+    ids=["Merge with silence", "Merge with another feed", "Chain with another feed", "Zip with silence"],
+)
+@pytest.mark.parametrize("extended", [False, True])
+async def test_an_error_is_not_kept_by_a_combiner_that_has_other_sources(behind, extended, autojump_clock):
+    received = []
+    with trio.fail_after(60), pytest.raises(ZeroDivisionError):
+        async with Pipeline.create(count(100), RaiseAt(10, ZeroDivisionError())) as pipeline:
+            end = pipeline.extend(behind()) if extended else pipeline
+            if not extended:
+                end = pipeline.extend(Pass(), behind(), Pass())
+            async for item in end.tap():
+                received.append(item)
+    if not isinstance(behind(), Zip):
+        assert [item for item in received if item != "other"] == list(range(10))
+
+
+@pytest.mark.parametrize("behind", [lambda: Merge(silence()), lambda: Merge(forever())])
+async def test_an_error_is_not_kept_by_a_combiner_in_the_same_pipeline(behind, autojump_clock):
+    received = []
+    with trio.fail_after(60), pytest.raises(ZeroDivisionError):
+        async with Pipeline.create(count(100), RaiseAt(10, ZeroDivisionError()), behind(), Pass()) as pipeline:
+            async for item in pipeline.tap():
+                received.append(item)
+    assert [item for item in received if item != "other"] == list(range(10))
+
+
+async def test_an_error_waits_for_what_a_section_holds_back(autojump_clock):
+    received = []
+    with pytest.raises(ZeroDivisionError):
+        async with Pipeline.create(count(100), RaiseAt(10, ZeroDivisionError()), Delay(200)) as pipeline:
+            async for item in pipeline.tap():
+                received.append(item)
+    assert received == list(range(10))
+
+
+async def test_an_error_is_not_kept_for_ever_by_a_section_that_does_not_end(autojump_clock):
+    class Stuck(TrioPass):
+        async def refine(self, input, output):
+            await super().refine(input, output)
+            await trio.sleep_forever()
+
+    received = []
+    with trio.fail_after(100), pytest.raises(ZeroDivisionError):
+        async with Pipeline.create(count(100), RaiseAt(10, ZeroDivisionError()), Stuck(), Pass()) as pipeline:
+            async for item in pipeline.tap():
+                received.append(item)
+    assert received == list(range(10))
+
+
+@pytest.mark.parametrize("combine", [Merge, Chain])
+@pytest.mark.parametrize("failing", [RaiseAt, TrioPass, ThreadPass, ProcessPass, "source"])
+async def test_inside_a_combiner_too_an_error_comes_after_the_ten_items_before_it(combine, failing):
+    if failing == "source":
+        source = failing_generator(), Pass(), ThreadPass()
+    else:
+        error = OSError(5, "ten")
+        source = count(100), RaiseAt(10, error) if failing is RaiseAt else failing(error, at=10), Pass()
+    received = []
+    with trio.fail_after(20), pytest.raises(OSError):
+        async with Pipeline.create(combine(source), Pass()) as pipeline:
+            async for item in pipeline.tap():
+                received.append(item)
+    assert received == list(range(10))

@@ -180,10 +180,15 @@ class Connection(Source):
         is lost: also when it is opened, for what is known by then is of an earlier life (the mark of that one is
         `Connected`).
 
-        It is called synchronously, from the reader, and must not raise. Returns a function that ends this; calling it
-        again does nothing.
+        It is called synchronously, from the reader, and must not raise; here, at once, where the connection is open
+        already (and once more where it has ended meanwhile). Returns a function that ends this; calling it again does
+        nothing.
         """
         self._watchers.append(callback)
+        if self._session is not None:
+            callback(self.url, CONNECTING)
+            if self._session.ended_by:
+                callback(self.url, self._session.ended_by)
 
         def unwatch() -> None:
             if callback in self._watchers:
@@ -286,6 +291,7 @@ class _Session:
         self._writer_woken = False
         self._written = trio.Event()
         self._stopping = False
+        self.ended_by = ""  # what was said to the watchers at the end
         self._work = trio.CancelScope()
         self._error: Exception | None = None
         self._epoch = 0
@@ -366,7 +372,8 @@ class _Session:
         connection._ended = True
         if self.connected:
             self.connected = False
-            connection._lose_state(f"disconnected ({closed.code}{': ' if closed.reason else ''}{closed.reason})")
+            self.ended_by = f"disconnected ({closed.code}{': ' if closed.reason else ''}{closed.reason})"
+            connection._lose_state(self.ended_by)
             if not self._stopping:
                 self.inbox.put_nowait(Disconnected(self._now(), connection.url, closed.code, closed.reason))
         else:

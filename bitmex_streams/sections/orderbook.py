@@ -106,23 +106,23 @@ class OrderBookMerger(Operator):
     def process(self, item: Any) -> Iterable[Any]:
         self._finished = False
         kind = type(item)
-        if kind is TableMessage:
+        if kind is TableMessage or kind is TableUpdate:
             if item.table != self.table:
                 return ()
-            if item.action == "partial":
-                return self._load(item)
-            return self._apply(item, item.rows)
-        if kind is TableUpdate:
-            if item.table != self.table:
-                return ()
-            if item.action == "partial":
+            action, lost = item.action, []
+            if kind is TableUpdate and (action == "partial" or action == "stale"):
                 lost = self._coverage.advance(item.source, item.generation)
-                return [*self._stale(lost, item.received), *self._load(item)] if lost else self._load(item)
-            if item.action == "stale":
-                lost = self._coverage.advance(item.source, item.generation)
+            if item.source in self._coverage.opening:
+                lost += self._coverage.opened(item.source)
+            if action == "stale":
                 lost += self._coverage.lose_scope(item.table, item.filter, item.source, item.reason)
                 return self._stale(lost, item.received)
-            return self._apply(item, item.delta or item.rows)
+            stale = self._stale(lost, item.received) if lost else ()  # before the partial takes the topic's place
+            if action == "partial":
+                told = self._load(item)
+            else:
+                told = self._apply(item, item.rows if kind is TableMessage else item.delta or item.rows)
+            return [*stale, *told] if stale else told
         if kind is Disconnected or kind is Connected:  # its connection subscribes again of itself
             return self._stale(self._coverage.lose_by(item), item.received)
         if kind is StateLost:

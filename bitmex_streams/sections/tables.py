@@ -78,7 +78,10 @@ class TableApplier(Operator):
     def process(self, item: Any) -> Iterable[Any]:
         kind = type(item)
         if kind is TableMessage:
-            return self._load(item) if item.action == "partial" else self._apply(item)
+            lost = self._coverage.opened(item.source) if item.source in self._coverage.opening else ()
+            stale = [self._stale(topic, item.received) for topic in lost]
+            told = self._load(item) if item.action == "partial" else self._apply(item)
+            return [*stale, *told] if stale else told
         if kind is Disconnected or kind is Connected:  # its connection subscribes again of itself
             return [self._stale(topic, item.received) for topic in self._coverage.lose_by(item)]
         if kind is StateLost:

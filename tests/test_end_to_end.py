@@ -9,7 +9,7 @@ from functools import partial
 import pytest
 import slurry
 import trio
-from slurry.sections import Map, Merge
+from slurry.sections import Chain, Filter, Map, Merge
 from trio_websocket import ConnectionClosed
 from wsproto.utilities import LocalProtocolError
 
@@ -22,6 +22,7 @@ from bitmex_streams import (
     Replay,
     SymbolFilter,
     TableApplier,
+    TableMessage,
     Throttle,
 )
 from bitmex_streams.exchange import open_exchange
@@ -164,6 +165,59 @@ async def test_our_books_are_the_exchanges_at_a_quiet_moment():
                     await trio.sleep(0.02)
 
 
+SHAPES = {
+    "a filter takes the marks out": lambda c, t, b: [c, Decoder(), Filter(lambda i: isinstance(i, TableMessage)), t, b],
+    "a filter, without tables": lambda c, t, b: [c, Decoder(), Filter(lambda i: isinstance(i, TableMessage)), b],
+    "inside Merge up to the decoder": lambda c, t, b: [Merge((c, Decoder())), t, b],
+    "inside Merge up to the tables": lambda c, t, b: [Merge((c, Decoder(), t)), b],
+    "inside Chain up to the tables": lambda c, t, b: [Chain((c, Decoder(), t)), b],
+}
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+async def test_a_book_is_fresh_live_and_at_the_tap_whatever_stands_before_the_merger(shape):
+    tables, books = TableApplier(), OrderBookMerger()
+    with trio.fail_after(20):
+        async with open_exchange(rate=500) as exchange:
+            connection = Connection(exchange.url, subscribe=["orderBookL2:XBTUSD"])
+            async with Pipeline.create(*SHAPES[shape](connection, tables, books)) as pipeline:
+                async with pipeline.tap() as updates:
+                    for _ in range(5):
+                        assert not (await updates.receive()).stale
+                    await books.ready("XBTUSD")
+                    assert not books.books["XBTUSD"].stale
+                    assert not tables.stale
+                    assert books.resync is not None or "filter" in shape
+
+
+async def test_behind_a_slow_extension_a_book_is_stale_at_once_when_the_connection_ends():
+    class Slow(TrioPass):
+        async def refine(self, input, output):
+            await trio.sleep(0.2)
+            await super().refine(input, output)
+
+    exchange = ScriptedExchange()
+    books = OrderBookMerger()
+    exchange.partials["orderBookL2:XBTUSD"] = {
+        "table": "orderBookL2",
+        "action": "partial",
+        "keys": ["symbol", "id", "side"],
+        "types": {},
+        "filter": {"symbol": "XBTUSD"},
+        "data": [{"symbol": "XBTUSD", "id": 1, "side": "Buy", "size": 1, "price": 1.0}],
+    }
+    with trio.fail_after(20):
+        async with exchange.open() as url:
+            connection = Connection(url, subscribe=["orderBookL2:XBTUSD"])
+            async with Pipeline.create(connection, Decoder(), TableApplier()) as pipeline:
+                pipeline.nursery.start_soon(close_soon, exchange, 0.1)
+                seen = []
+                async with pipeline.extend(Slow(), books).tap() as updates:
+                    async for update in updates:
+                        seen.append((update.stale, books.books["XBTUSD"].stale))
+    assert seen == [(False, True), (True, True)]
+
+
 # --- every end ---
 
 
@@ -251,7 +305,7 @@ async def test_nothing_is_left_however_a_pipeline_ends(way, foreign):
     assert all(thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread())
 
 
-async def close_soon(exchange):
-    await trio.sleep(0.2)
+async def close_soon(exchange, delay=0.2):
+    await trio.sleep(delay)
     for client in list(exchange.clients):
         await client.aclose(1000)

@@ -51,13 +51,21 @@ class open_client:
         self._welcome = welcome
 
     async def __aenter__(self):
-        client = Client(await self._context.__aenter__())
+        self._websocket = await self._context.__aenter__()
+        client = Client(self._websocket)
         if self._welcome:
-            assert "Welcome" in (await client.receive())["info"]
+            try:
+                assert "Welcome" in (await client.receive())["info"]
+            except BaseException as error:
+                await self.__aexit__(type(error), error, error.__traceback__)
+                raise
         return client
 
     async def __aexit__(self, *error):
-        return await self._context.__aexit__(*error)
+        try:
+            return await self._context.__aexit__(*error)
+        finally:  # which leaves the socket open where the other side has closed first, or is gone
+            await trio.aclose_forcefully(self._websocket._stream)
 
 
 async def test_a_client_is_welcomed():

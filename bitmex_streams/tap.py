@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
 from collections.abc import Callable, Hashable
 from typing import Any, NamedTuple
@@ -44,7 +45,7 @@ class TapStatistics(NamedTuple):
     dropped: int
 
 
-class OverflowPolicy:
+class OverflowPolicy(ABC):
     """The buffer of a tap: what its policies have in common. One producer; any number of `Tap` ends take from it."""
 
     capacity: float
@@ -71,13 +72,13 @@ class OverflowPolicy:
     def __len__(self) -> int:
         return len(self.items)
 
+    @abstractmethod
     def put(self, item: Any) -> None:
         """Take an item in, or drop one, at once."""
-        raise NotImplementedError
 
+    @abstractmethod
     def pop(self) -> Any:
         """The next item. Only called where there is one."""
-        raise NotImplementedError
 
     def clear(self) -> None:
         """Forget what is there."""

@@ -126,7 +126,7 @@ class TrioPass(TrioSection):
             await output(item)
 
 
-class ThreadPass(ThreadSection):
+class _BlockingPass:
     def __init__(self, error=None, at=None):
         self.error = error
         self.at = at
@@ -138,13 +138,9 @@ class ThreadPass(ThreadSection):
             output(item)
 
 
-class ProcessPass(ProcessSection):
-    def __init__(self, error=None, at=None):
-        self.error = error
-        self.at = at
+class ThreadPass(_BlockingPass, ThreadSection):
+    pass
 
-    def refine(self, input, output):
-        for item in input:
-            if self.error is not None and item == self.at:
-                raise self.error
-            output(item)
+
+class ProcessPass(_BlockingPass, ProcessSection):
+    pass

@@ -53,6 +53,11 @@ class Inbox:
         """Whether the next `put` has to wait."""
         return len(self._items) >= self.max_items or (self.bytes >= self.max_bytes and bool(self._items))
 
+    @property
+    def waiting(self) -> int:
+        """How many `put` wait for room."""
+        return len(self._room)
+
     async def put(self, item: Any, size: int = 0) -> None:
         """Put one item in, waiting for room. Always a checkpoint; when cancelled, the item was not put.
 

@@ -182,14 +182,19 @@ class Run:
                 continue
             if not len(self.inbox):  # else it waits for those behind it
                 break
-        seen = -1
-        while seen != self.inbox.count:
-            seen = self.inbox.count
+        seen, in_hand = -1, math.inf
+        while True:
             with trio.move_on_after(limit):
                 await self.head_ended.wait()
                 return
-            if forever:
+            count = self.inbox.count
+            if forever:  # what it has in its hands, while those behind it are slow, is of before the failure
+                in_hand = min(in_hand, count + self.inbox.waiting)
+                if count >= in_hand:
+                    break
+            elif count == seen and not self.inbox.full:
                 break
+            seen = count
         log.warning("%s goes on though what stands before it has failed: it is cancelled", name_of(head))
         self.head_scope.cancel()
 

@@ -685,3 +685,16 @@ async def test_inside_a_combiner_too_an_error_comes_after_the_ten_items_before_i
             async for item in pipeline.tap():
                 received.append(item)
     assert received == list(range(10))
+
+
+@pytest.mark.parametrize("source", [silence, forever])
+async def test_what_a_combiner_has_in_hand_while_its_consumer_is_slow_is_not_lost_with_it(source, autojump_clock):
+    for number in range(20, 60):  # some of them end with one in hand, and its way full
+        received = []
+        with trio.fail_after(10_000), pytest.raises(ZeroDivisionError):
+            failing = RaiseAt(number, ZeroDivisionError())
+            async with Pipeline.create(count(100), failing, Merge(source())) as pipeline:
+                async for item in pipeline.tap(max_buffer_size=0):
+                    received.append(item)
+                    await trio.sleep(5)
+        assert [item for item in received if item != "other"] == list(range(number))

@@ -5,11 +5,16 @@ All derive from `BitMEXStreamsError`. Each message names what failed, where, and
 
 from __future__ import annotations
 
+from typing import Literal
+
 __all__ = [
+    "AuthenticationError",
     "BitMEXStreamsError",
+    "BitMEXWebsocketApiError",
     "ConnectionClosed",
     "ConnectionFailed",
     "DecodeError",
+    "ListenerTooSlow",
     "ProcessDied",
     "RecordingError",
     "SubscriptionError",
@@ -44,6 +49,27 @@ class ConnectionClosed(BitMEXStreamsError):
         super().__init__(message)
         self.code = code
         self.reason = reason
+
+
+class AuthenticationError(BitMEXStreamsError):
+    """The exchange refused the API key, its signature, or the clock by which it was signed.
+
+    ``reason`` says which: ``"key"`` (unknown, disabled, or not allowed from this address), ``"signature"`` (the
+    secret is not the key's), ``"clock"`` (this computer's clock is wrong, or the request was too long under way),
+    ``"replay"`` (the same signature was used before), ``""`` where it cannot be told. ``status`` is the exchange's
+    status (int), None where there was none.
+    """
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        reason: Literal["key", "signature", "clock", "replay", ""] = "",
+        status: int | None = None,
+    ) -> None:
+        super().__init__(message)
+        self.reason = reason
+        self.status = status
 
 
 class SubscriptionError(BitMEXStreamsError):
@@ -82,3 +108,23 @@ class ProcessDied(BitMEXStreamsError):
     def __init__(self, message: str, *, exitcode: int | None = None) -> None:
         super().__init__(message)
         self.exitcode = exitcode
+
+
+class BitMEXWebsocketApiError(BitMEXStreamsError):
+    """The classic client: the exchange answered with an error. ``status`` (int, None where not sent) is like HTTP's,
+    ``message`` (str) its words.
+    """
+
+    def __init__(self, status: int | None, message: str) -> None:
+        super().__init__(status, message)
+        self.status = status
+        self.message = message
+
+    def __str__(self) -> str:
+        return self.message if self.status is None else f"{self.message} (status {self.status})"
+
+
+class ListenerTooSlow(BitMEXStreamsError):
+    """The classic client: a listener took its rows more slowly than they came, until too many waited for it. Those
+    that waited have been delivered; it has ended, and no other listener was disturbed.
+    """

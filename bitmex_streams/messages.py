@@ -5,9 +5,9 @@ ours changes once they were handed out. ``received`` is always int nanoseconds U
 where an item came from (the URL of a connection, the path of a recording), so that the loss of one connection is not
 the loss of another.
 
-Marks are the items that say what can no longer be trusted: `Connected`, `Disconnected`, `StateLost`, a `TableUpdate`
-with action ``stale`` and a `BookUpdate` that is ``stale``. They are never dropped, conflated, throttled or filtered
-away.
+Marks are the items that say what can no longer be trusted: `Connected`, `Disconnected`, `StateLost`, `FillsMissing`, a
+`TableUpdate` with action ``stale``, and a `BookUpdate`, `OrderState`, `Position`, `Ticker` or `MarginState` that is
+``stale``. They are never dropped, conflated, throttled or filtered away.
 """
 
 from __future__ import annotations
@@ -31,15 +31,21 @@ __all__ = [
     "Connected",
     "Disconnected",
     "ErrorMessage",
+    "Fill",
+    "FillsMissing",
     "Help",
     "Level",
+    "MarginState",
+    "OrderState",
     "Pong",
+    "Position",
     "RawMessage",
     "Row",
     "StateLost",
     "Subscribed",
     "TableMessage",
     "TableUpdate",
+    "Ticker",
     "Unsubscribed",
     "Welcome",
     "conflated",
@@ -290,7 +296,166 @@ class Bar(Struct, frozen=True, gc=False):
     received: int
 
 
+# --- from the sections of an account, and of the instruments ---
+
+
+class OrderState(Struct, frozen=True, gc=False):
+    """One order of an account as it is after a change, or as it was found by a partial.
+
+    ``order_id`` is the exchange's, ``client_order_id`` the user's (clOrdID, "" where none was given). ``size``,
+    ``leaves``, ``filled``: contracts (int): of the whole order, still to be filled, filled. ``price``: the limit, None
+    for a market order; ``average_price``: of what was filled, None before. ``status`` is the exchange's (``New``,
+    ``PartiallyFilled``, ``Filled``, ``Canceled``, ``Rejected``, ...). ``open``: whether it can still be filled; one
+    that is not open has left the books with this. ``stale``: a mark: this is the last that is known, and what
+    happened since is not; with ``open`` False: it went while nobody looked, so its last state was not seen. ``row`` is
+    the whole row of the table ``order``.
+    """
+
+    order_id: str
+    client_order_id: str
+    account: int | None
+    symbol: str
+    side: str
+    order_type: str
+    price: Any
+    size: int
+    leaves: int
+    filled: int
+    average_price: Any
+    status: str
+    open: bool
+    text: str
+    timestamp: str | None
+    received: int
+    source: str
+    row: Row
+    stale: bool = False
+
+
+class Fill(Struct, frozen=True, gc=False):
+    """One execution of type ``Trade``: a fill of one of the account's orders. Each comes once, by its ``exec_id``.
+
+    ``size``: contracts (int), ``price`` in the quote currency. ``is_maker``: True for a fill that added liquidity,
+    False for one that removed it, None where the exchange does not say. ``fee``: int, the smallest unit of
+    ``currency`` (XBt: satoshi), negative for a rebate; ``fee_rate``: its ratio. ``late``: it happened while the stream
+    was interrupted, and was learnt of by the partial that followed. ``row`` is the whole row of the table
+    ``execution``.
+    """
+
+    exec_id: str
+    order_id: str
+    client_order_id: str
+    account: int | None
+    symbol: str
+    side: str
+    size: int
+    price: Any
+    is_maker: bool | None
+    fee: int
+    fee_rate: Any
+    currency: str
+    timestamp: str | None
+    received: int
+    source: str
+    row: Row
+    late: bool = False
+
+
+class FillsMissing(Struct, frozen=True, gc=False):
+    """Mark: between the `Fill` before and the next one, some may be missing; ``reason`` says why, in words.
+
+    ``since``: the timestamp of the last fill known before the gap (ISO), None where none was. ``symbol``: the only
+    symbol concerned, None: any.
+    """
+
+    received: int
+    source: str
+    reason: str
+    since: str | None = None
+    symbol: str | None = None
+
+
+class Position(Struct, frozen=True, gc=False):
+    """The position of an account in one contract.
+
+    ``size``: contracts (int), negative for a short one. ``average_entry_price``, ``mark_price``,
+    ``liquidation_price``: in the quote currency, None where there is none. ``realized`` (fees and funding included),
+    ``unrealized`` (against ``mark_price``) and ``net``, their sum: int, the smallest unit of ``currency`` (XBt:
+    satoshi; USDt: 1e-6 USDT). ``stale``: a mark: this is the last that is known.
+    """
+
+    symbol: str
+    account: int | None
+    currency: str
+    size: int
+    average_entry_price: Any
+    mark_price: Any
+    liquidation_price: Any
+    realized: int
+    unrealized: int
+    net: int
+    timestamp: str | None
+    received: int
+    source: str
+    stale: bool = False
+
+
+class Ticker(Struct, frozen=True, gc=False):
+    """What an instrument costs now: one row per symbol, of the tables ``instrument`` and ``quote``. None: not known.
+
+    Prices are in the quote currency, sizes, ``open_interest`` and ``volume_24h`` in contracts; ``funding_rate`` (to be
+    paid at ``funding_timestamp``, ISO) and ``predicted_funding_rate`` (of the interval after it) are ratios of the
+    position's value. ``stale``: a mark: this is the last that is known.
+    """
+
+    symbol: str
+    bid: Any
+    bid_size: int | None
+    ask: Any
+    ask_size: int | None
+    last: Any
+    mark_price: Any
+    index_price: Any
+    funding_rate: Any
+    predicted_funding_rate: Any
+    funding_timestamp: str | None
+    open_interest: int | None
+    volume_24h: int | None
+    timestamp: str | None
+    received: int
+    source: str
+    stale: bool = False
+
+
+class MarginState(Struct, frozen=True, gc=False):
+    """The margin of an account in one currency. Amounts are int, its smallest unit (XBt: satoshi; USDt: 1e-6 USDT).
+
+    ``wallet_balance``: deposits and realized P&L; ``margin_balance``: with unrealized P&L; ``available_margin``: what
+    is left for new orders; ``initial_margin``, ``maintenance_margin``: what orders and positions bind; ``leverage``: a
+    ratio. ``stale``: a mark: this is the last that is known. ``row`` is the whole row of the table ``margin``.
+    """
+
+    account: int | None
+    currency: str
+    wallet_balance: int
+    margin_balance: int
+    available_margin: int
+    withdrawable_margin: int
+    initial_margin: int
+    maintenance_margin: int
+    realized: int
+    unrealized: int
+    leverage: Any
+    timestamp: str | None
+    received: int
+    source: str
+    row: Row
+    stale: bool = False
+
+
 # --- what the sections that drop or conflate need to know ---
+
+_STALE_OR_NOT = frozenset({BookUpdate, OrderState, Position, Ticker, MarginState})
 
 
 def is_mark(item: Any) -> bool:
@@ -298,11 +463,11 @@ def is_mark(item: Any) -> bool:
     lost.
     """
     kind = type(item)
-    if kind is BookUpdate:
-        return item.stale
     if kind is TableUpdate:
         return item.action == "stale"
-    return kind is Connected or kind is Disconnected or kind is StateLost
+    if kind in _STALE_OR_NOT:
+        return item.stale
+    return kind is Connected or kind is Disconnected or kind is StateLost or kind is FillsMissing
 
 
 def symbol_of(row: Mapping[str, Any]) -> str | None:
@@ -313,8 +478,9 @@ def symbol_of(row: Mapping[str, Any]) -> str | None:
 
 def stream_key(item: Any) -> Any:
     """The stream that an item belongs to, for `latest` taps and `Throttle`: (table, symbol) where it has them, else
-    its type; for what is said of one topic (`Subscribed`, `Unsubscribed`, `StateLost`), with that topic. Hashable,
-    whatever the rows hold.
+    its type; with the topic for what is said of one (`Subscribed`, `Unsubscribed`, `StateLost`), with the symbol for a
+    `Position`, `Ticker` or `Fill`, the order for an `OrderState`, the currency for a `MarginState`. Hashable, whatever
+    the rows hold.
     """
     kind = type(item)
     if kind is BookUpdate:
@@ -328,6 +494,12 @@ def stream_key(item: Any) -> Any:
         return item.interval, item.symbol
     if kind is Subscribed or kind is Unsubscribed or kind is StateLost:
         return kind, item.topic
+    if kind is OrderState:
+        return kind, item.order_id
+    if kind is Position or kind is Ticker or kind is Fill or kind is FillsMissing:
+        return kind, item.symbol
+    if kind is MarginState:
+        return kind, item.currency
     return kind
 
 

@@ -6,11 +6,12 @@ decoded once more as what it is, a control message. Those are rare, so only the 
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from typing import Any, Literal
 
 import msgspec
 
+from ..auth import masked, may_hold_key
 from ..errors import DecodeError
 from ..messages import (
     Authenticated,
@@ -140,8 +141,8 @@ class Decoder(Operator):
             return Pong(item.received, item.source)
         try:
             content = self._decode_any(item.data)
-            if _MAY_HOLD_KEY in _text(item.data).lower():
-                content = _masked(content, set(_secrets(content)))
+            if may_hold_key(_text(item.data)):
+                content = masked(content)
         except UNDECODABLE as no_json:
             return self._undecodable(item, _first_line(no_json))
         if not isinstance(content, dict):
@@ -183,7 +184,7 @@ def _control(content: dict[str, Any], received: int, source: str) -> Any:
             return Subscribed(topic, received, source, request)
         if isinstance(topic := content.get("unsubscribe"), str):
             return Unsubscribed(topic, received, source, request)
-        if request is not None and _is_auth(request.get("op")):
+        if request is not None and str(request.get("op")).lower().startswith("authkey"):
             return Authenticated(received, source, request)
     if "cancelTime" in content:
         cancel_time = content["cancelTime"]
@@ -209,60 +210,6 @@ def _control(content: dict[str, Any], received: int, source: str) -> Any:
     return Help(received, source, content)
 
 
-# --- secrets: rare, so thorough ---
-
-_MAY_HOLD_KEY = "authkey"
-
-
-def _is_auth(word: Any) -> bool:
-    return isinstance(word, str) and word.lower().startswith(_MAY_HOLD_KEY)
-
-
-def _scalars(content: Any) -> Iterator[str]:
-    """Every text and number in ``content``, as text, but for the name of the command and what is too short to be
-    secret (it would be found in half of all words).
-    """
-    if isinstance(content, dict | list):
-        for value in content.values() if isinstance(content, dict) else content:
-            yield from _scalars(value)
-    elif len(text := str(content)) >= 4 and not isinstance(content, bool | None) and not _is_auth(content):
-        yield text
-
-
-def _secrets(content: Any) -> Iterator[str]:
-    """The arguments of every ``authKeyExpires`` command in ``content``: of an object whose ``op`` it is, or of a list
-    that it stands in.
-    """
-    if isinstance(content, dict):
-        if _is_auth(content.get("op")):
-            yield from _scalars(content.get("args"))
-        for value in content.values():
-            yield from _secrets(value)
-    elif isinstance(content, list):
-        if any(map(_is_auth, content)):
-            yield from _scalars(content)
-        for value in content:
-            yield from _secrets(value)
-
-
-def _masked(content: Any, secrets: set[str]) -> Any:
-    """``content`` without ``secrets``. A text that quotes the whole command is not shown at all."""
-    if isinstance(content, dict):
-        if _is_auth(content.get("op")) and "args" in content:
-            arguments = content["args"]
-            content = {**content, "args": ["***"] * len(arguments) if isinstance(arguments, list) else "***"}
-        return {_masked(key, secrets): _masked(value, secrets) for key, value in content.items()}
-    if isinstance(content, list):
-        return [_masked(value, secrets) for value in content]
-    if isinstance(content, str):
-        if _MAY_HOLD_KEY in content.lower() and "args" in content:
-            return "***"
-        for secret in sorted(secrets, key=len, reverse=True):  # one may be a part of another
-            content = content.replace(secret, "***")
-        return content
-    return "***" if str(content) in secrets else content
-
-
 def _first_line(error: BaseException) -> str:
     return (str(error).splitlines() or [""])[0][:200] or type(error).__name__
 
@@ -272,6 +219,6 @@ def _text(data: str | bytes) -> str:
 
 
 def _excerpt(data: str | bytes) -> str:
-    if _MAY_HOLD_KEY in (text := _text(data)).lower():
+    if may_hold_key(text := _text(data)):
         return "(not shown: it may hold a key)"
     return repr(text[:EXCERPT]) + ("..." if len(text) > EXCERPT else "")

@@ -81,8 +81,8 @@ __version__ = "0.1.0"
 
 __all__ = [
     "Action",
-    "AuthenticationError",
     "Authenticated",
+    "AuthenticationError",
     "Bar",
     "Bars",
     "Batches",

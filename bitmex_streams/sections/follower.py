@@ -1,0 +1,171 @@
+"""What the sections of an account, and of the instruments, have in common.
+
+Each follows some tables. It stands behind a `TableApplier`, lets every item pass unchanged and in order, and puts its
+own typed items right behind the one that caused them. So any of them can stand behind any other, in any order. What it
+knows can be read from it at any time, and it knows when that cannot be trusted.
+"""
+
+from __future__ import annotations
+
+import logging
+import math
+from collections.abc import Callable, Iterable, Mapping
+from decimal import Decimal
+from typing import Any, ClassVar
+
+from ..coverage import Coverage, Topic
+from ..messages import Row, TableMessage, TableUpdate
+from ..operator import Operator
+
+__all__ = ["Follower", "number_in", "text_in", "whole_in"]
+
+log = logging.getLogger("bitmex_streams")
+
+
+class Follower(Operator):
+    """Keeps a state of its own by the `TableUpdate` items of its `tables`. Override `load`, `change` and `lose`.
+
+    Deltas of a topic count from its first partial on, and from a loss of state not before the next one. State is lost
+    as the `TableApplier` says (action ``stale``), and by what a hook refuses with a ValueError: that is logged, and a
+    new partial is asked for by ``resync(topic)``.
+
+    Raises TypeError for a `TableMessage` of its tables: there is no `TableApplier` before it.
+    """
+
+    tables: ClassVar[frozenset[str]] = frozenset()
+    """The names of the tables that are followed."""
+
+    def __init__(self, *, resync: Callable[[str], None] | None = None) -> None:
+        self.resync = resync
+        self._coverage = Coverage()
+
+    def load(self, update: TableUpdate, topic: Topic) -> Iterable[Any]:
+        """A partial: its rows are all that there is of ``topic`` (`Topic.covers` tells whether a row known before is
+        of it). What comes out for it.
+
+        Raises ValueError, in words, where it cannot be taken; what came out, and was changed, before that counts.
+        """
+        return ()
+
+    def change(self, update: TableUpdate, row: Row, topic: Topic) -> Iterable[Any]:
+        """One row of an insert, update or delete (``update.action``), whole as in ``update.rows``. What comes out.
+
+        Raises ValueError, in words, where the row cannot be one.
+        """
+        return ()
+
+    def lose(self, topic: Topic, received: int) -> Iterable[Any]:
+        """The state of ``topic`` is lost; ``topic.stale`` says why. What comes out: the marks of what is stale now.
+
+        It can be called for what is stale already. ``received``: of the item by which it was lost.
+        """
+        return ()
+
+    @property
+    def stale(self) -> bool:
+        """Whether something of this state cannot be trusted right now: before the first partial, and from a loss to
+        the partial that heals it. It is ahead of the stream where a connection was lost.
+        """
+        return not self._coverage.topics or any(self.is_stale(topic) for topic in self._coverage)
+
+    def is_stale(self, topic: Topic) -> bool:
+        """Whether a topic cannot be trusted right now; like `stale`, ahead of the stream."""
+        return bool(topic.stale) or self._coverage.announced(topic.source) is not None
+
+    def lose_state(self, source: str, reason: str) -> None:
+        """All state of ``source`` is `stale` at once; what follows in the stream (once per call) says so there."""
+        self._coverage.announce(source, reason)
+
+    def process(self, item: Any) -> Iterable[Any]:
+        kind = type(item)
+        if kind is TableUpdate:
+            if item.table in self.tables:
+                return [item, *self._follow(item)]
+        elif kind is TableMessage and item.table in self.tables:
+            raise TypeError(
+                f"{type(self).__name__} works on the TableUpdate items of a TableApplier, and got a TableMessage of "
+                f"{item.table!r}: put a TableApplier before it"
+            )
+        return (item,)
+
+    def _follow(self, update: TableUpdate) -> list[Any]:
+        coverage, action, source = self._coverage, update.action, update.source
+        lost: list[Topic] = []
+        if action == "partial" or action == "stale":
+            lost = coverage.advance(source, update.generation)
+        if source in coverage.opening:
+            lost += coverage.opened(source)
+        if action == "stale":
+            lost += coverage.lose_scope(update.table, update.filter, source, update.reason)
+        out = [told for topic in lost for told in self.lose(topic, update.received)]
+        if action == "partial":
+            topic = Topic(update.table, update.filter, source)
+            coverage.cover(topic)
+            try:
+                for told in self.load(update, topic):
+                    out.append(told)  # one by one: what came before an error counts
+            except ValueError as error:
+                out += self._contradicted(topic, f"a partial cannot be taken: {error}", update.received)
+        else:
+            for row in update.rows:  # none where the action is stale
+                found = coverage.find(update.table, row)
+                if found is None or found.stale or found.source != source:
+                    continue
+                try:
+                    for told in self.change(update, row, found):
+                        out.append(told)
+                except ValueError as error:
+                    out += self._contradicted(found, str(error), update.received)
+        return out
+
+    def _contradicted(self, topic: Topic, reason: str, received: int) -> Iterable[Any]:
+        """What was sent cannot be: the topic is stale, and a new partial is asked for."""
+        topic.stale = f"{topic.name}: {reason}"
+        log.warning("state lost: %s", topic.stale)
+        if self.resync is not None:
+            self.resync(topic.name)
+        return self.lose(topic, received)
+
+
+# --- reading what the exchange sent ---
+
+
+def text_in(row: Mapping[str, Any], field: str, default: str | None = None) -> str:
+    """The text of a field. ``default``: where it is missing or null. ValueError where there is neither."""
+    value = row.get(field)
+    if type(value) is str:
+        return value
+    if value is None and default is not None:
+        return default
+    raise ValueError(f"its {field} is no text: {_brief(row)}")
+
+
+def whole_in(row: Mapping[str, Any], field: str, default: int | None = None) -> int:
+    """The whole number (int) of a field: contracts, amounts, accounts. As `text_in` in the rest."""
+    value = row.get(field)
+    if type(value) is int:
+        return value
+    if value is None and default is not None:
+        return default
+    if value is not None and _is_number(value) and value == int(value):
+        return int(value)
+    raise ValueError(f"its {field} is no whole number: {_brief(row)}")
+
+
+def number_in(row: Mapping[str, Any], field: str) -> Any:
+    """The number of a field as it was decoded (int, float or Decimal): prices, ratios. None where it is missing or
+    null. ValueError where it is none.
+    """
+    value = row.get(field)
+    if value is None or _is_number(value):
+        return value
+    raise ValueError(f"its {field} is no number: {_brief(row)}")
+
+
+def _is_number(value: Any) -> bool:
+    kind = type(value)
+    return kind is int or ((kind is float or kind is Decimal) and math.isfinite(value))
+
+
+def _brief(row: Mapping[str, Any]) -> str:
+    return f"{row!r:.200}"

@@ -12,11 +12,13 @@ import hmac
 import re
 import time
 from collections.abc import Iterator
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
-__all__ = ["Credentials", "mask", "masked", "may_hold_key", "signature"]
+from .errors import AuthenticationError
+
+__all__ = ["Credentials", "mask", "masked", "may_hold_key", "refused", "signature"]
 
 WEBSOCKET_PATH = "/realtime"
 VALIDITY = 60
@@ -44,6 +46,7 @@ class Credentials:
         self.key = key
         self._secret = secret
         self._last = 0
+        self._signed = ""
 
     @classmethod
     def of(cls, key: str | None, secret: str | None) -> Credentials | None:
@@ -68,25 +71,67 @@ class Credentials:
         self._last = max(int(time.time()) + VALIDITY, self._last + 1)
         return self._last
 
+    def _sign(self) -> tuple[int, str]:
+        expires = self.expires()
+        self._signed = signature(self._secret, "GET", WEBSOCKET_PATH, expires)
+        return expires, self._signed
+
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The headers that sign a websocket handshake."""
-        expires = self.expires()
+        expires, signed = self._sign()
         return [
             (b"api-expires", str(expires).encode()),
             (b"api-key", self.key.encode()),
-            (b"api-signature", signature(self._secret, "GET", WEBSOCKET_PATH, expires).encode()),
+            (b"api-signature", signed.encode()),
         ]
 
     def command(self) -> str:
         """The command ``authKeyExpires``, signed, as the text to send."""
-        expires = self.expires()
-        signed = signature(self._secret, "GET", WEBSOCKET_PATH, expires)
-        return msgspec.json.encode({"op": "authKeyExpires", "args": [self.key, expires, signed]}).decode()
+        return msgspec.json.encode({"op": "authKeyExpires", "args": [self.key, *self._sign()]}).decode()
+
+    def hide(self, text: str) -> str:
+        """``text`` without the key, the secret and the last signature, should they be in it."""
+        for hidden in (self._secret, self._signed, self.key):
+            if hidden and hidden in text:
+                text = text.replace(hidden, "***")
+        return text
+
+
+def refused(url: str, words: str, status: int | None) -> AuthenticationError:
+    """The error for a key, signature or clock that a server refused in ``words``, which hold no secret any more."""
+    said = words.lower()
+    reason: Literal["key", "signature", "clock", "replay", ""] = ""
+    why = ""
+    if "expire" in said and "expired key" not in said:
+        reason = "clock"
+        why = f": the signature is out of its time, so this computer's clock is wrong{_apart(said)}: set it"
+    elif any(word in said for word in ("already", "before", "replay", "nonce")):
+        reason, why = "replay", ": this signature was used before; connect again a second later"
+    elif "signature" in said:
+        reason, why = "signature", ": its signature is wrong, so api_secret is not this key's"
+    elif "key" in said:
+        reason = "key"
+        why = ": it is unknown there, disabled, or not allowed from this address (each network has its own keys)"
+    with_status = "" if status is None else f" with status {status}"
+    return AuthenticationError(
+        f"{url} refused the API key{with_status}{why}{f'. It said: {words}' if words else ''}",
+        reason=reason,
+        status=status,
+    )
+
+
+def _apart(said: str) -> str:
+    """How far the clocks are apart, where the server has told its own."""
+    theirs = re.search(r"current time: *(\d{9,11})\b", said)
+    apart = int(time.time()) - int(theirs[1]) if theirs else 0
+    return f" by {abs(apart)} s ({'ahead' if apart > 0 else 'behind'})" if apart else ""
 
 
 # --- what must not be seen: rare, so thorough ---
 
 _COMMAND = "authkey"
+_OPS = frozenset({"cancelAllAfter", "getCurrentUser", "help", "login", "logout", "ping", "subscribe", "unsubscribe"})
+"""Words that can stand beside that command without being its arguments (in the answer to ``help``)."""
 
 
 def may_hold_key(text: str) -> bool:
@@ -124,8 +169,10 @@ def _scalars(content: Any) -> Iterator[str]:
     if isinstance(content, dict | list):
         for value in content.values() if isinstance(content, dict) else content:
             yield from _scalars(value)
-    elif len(text := str(content)) >= 4 and not isinstance(content, bool | None) and not _is_auth(content):
-        yield text
+    elif not isinstance(content, bool | None):
+        text = str(content)
+        if len(text) >= 4 and not _is_auth(text) and text not in _OPS:
+            yield text
 
 
 def _secrets(content: Any) -> Iterator[str]:

@@ -50,7 +50,12 @@ class Topic:
         self.name = f"{table}:{symbol}" if type(symbol) is str else table
 
     def covers(self, row: Mapping[str, Any]) -> bool:
-        """Whether a row (or the filter of a narrower topic) is of this topic."""
+        """Whether a row (or the filter of a narrower topic) is of this topic.
+
+        Partials of an account's tables name it in their filter; not all of their deltas do.
+        """
+        if "account" in self.filter and "account" not in row:
+            row = {"account": self.filter["account"], **row}
         return self.filter.items() <= row.items()
 
 

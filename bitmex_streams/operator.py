@@ -187,6 +187,14 @@ class Source(Section):
     module's top.
     """
 
+    keeps_running: bool = False
+    """Whether a Pipeline goes on with this source when its last tap is closed, as after `Pipeline.start`."""
+
+    async def farewell(self) -> None:
+        """Called by a Pipeline when the body of its context has ended without an exception, before all is cancelled:
+        what a source has to say only after work that went well. It must be shielded from cancellation, and short.
+        """
+
     @abstractmethod
     def batches(self, input: Any) -> AbstractAsyncContextManager[Batches]:
         """Open the source, for as long as the context lasts. ``input`` is an async iterable of what to send, or None.

@@ -63,7 +63,7 @@ class Pipeline:
         self._parent = parent
         self._family = family or _Family()
         self._family.members.append(self)
-        self._started = False
+        self._started = any(source.keeps_running for source in _all_sources(sections))
         self._open_taps = 0
         self._ended = trio.Event()
         self._wired_up = trio.Event()
@@ -101,6 +101,9 @@ class Pipeline:
                 pipeline = cls(*sections, nursery=nursery, enabled=trio.Event(), family=family)
                 nursery.start_soon(pipeline._main)
                 yield pipeline
+                if not family.errors:
+                    for source in _all_sources(part for member in family.members for part in member.sections):
+                        await source.farewell()
         finally:
             for member in family.members:
                 member._end_all_taps()
@@ -380,6 +383,15 @@ def _sources_behind(sources: list[Any], section: Any) -> list[Any]:
         for inner in _flatten(section.sources):
             sources = sources + _sources_behind([], inner)
     return sources
+
+
+def _all_sources(sections: Iterable[Any]) -> Iterator[Source]:
+    """Every source in ``sections``, also within combiners."""
+    for section in _flatten(sections):
+        if isinstance(section, Source):
+            yield section
+        elif isinstance(section, Chain | Merge | Zip | ZipLatest):
+            yield from _all_sources(section.sources)
 
 
 def _resync(sources: list[Any], topic: str) -> None:

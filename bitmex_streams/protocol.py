@@ -6,6 +6,9 @@ first two as messages to send; `ClientProtocol.receive` learns the third from wh
 were not sent yet cancel out, what is pending is bounded by the number of topics, and nothing depends on which answer
 comes first.
 
+Until an ``authKeyExpires`` has been answered, topics of private tables wait. The dead man's switch is
+``cancelAllAfter`` on a rhythm: `ClientProtocol.switch_due` says when the next is due, on whatever clock the caller has.
+
 Facts of the protocol are from https://www.bitmex.com/app/wsAPI, and from watching tardis-machine's ``ws-replay``.
 """
 
@@ -13,7 +16,8 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from math import inf
 from typing import Any, Literal
 
 import msgspec
@@ -22,16 +26,24 @@ __all__ = [
     "MAX_ARGS",
     "PRIVATE_TABLES",
     "PUBLIC_TABLES",
+    "SWITCH_INTERVAL",
+    "SWITCH_TIMEOUT",
     "Acknowledged",
+    "Authenticated",
     "ClientProtocol",
     "Complaint",
     "Refused",
+    "SwitchSet",
     "check_topic",
     "covers",
 ]
 
 MAX_ARGS = 20
 """The most topics that BitMEX takes in one command."""
+SWITCH_TIMEOUT = 60_000
+"""Milliseconds after the last ``cancelAllAfter`` at which the exchange cancels all orders."""
+SWITCH_INTERVAL = 15.0
+"""Seconds between one ``cancelAllAfter`` and the next."""
 
 # fmt: off
 PUBLIC_TABLES = frozenset({
@@ -65,6 +77,28 @@ class Refused(msgspec.Struct, frozen=True):
     error: str
 
 
+class Authenticated(msgspec.Struct, frozen=True):
+    """The server has answered ``authKeyExpires``: ``error`` is None where it accepted, else its words, with its
+    ``status`` (int, None where not sent).
+    """
+
+    status: int | None = None
+    error: str | None = None
+
+
+class SwitchSet(msgspec.Struct, frozen=True):
+    """The server has answered ``cancelAllAfter``: ``cancel_time`` (ISO) is when it cancels all orders unless it hears
+    again, None once disarmed. ``error``: its words where it refused, with its ``status``.
+    """
+
+    cancel_time: str | None = None
+    status: int | None = None
+    error: str | None = None
+
+
+Answer = Acknowledged | Refused | Authenticated | SwitchSet
+
+
 class Complaint(msgspec.Struct, frozen=True):
     """An error that says not what it is about (a rate limit, say): its ``status`` (int, None where not sent) and its
     words.
@@ -87,6 +121,7 @@ class _Message(msgspec.Struct):
     status: Any = None
     error: Any = None
     request: Any = None
+    cancelTime: Any = None
 
 
 class _Row(msgspec.Struct):
@@ -129,9 +164,17 @@ def covers(wide: str, narrow: str) -> bool:
 
 
 class ClientProtocol:
-    """The subscriptions of one client, over one connection after the other."""
+    """One client, over one connection after the other: its subscriptions, its authentication, its dead man's switch.
+    """
 
     def __init__(self) -> None:
+        self.cancel_time: str | None = None
+        """When the server cancels all orders (ISO), as it last said; None: not at all."""
+        self._authentication: Callable[[], str] | None = None  # makes the command that is still to be sent
+        self._authenticating = False  # it was sent, and not answered
+        self._armed = self._disarming = False
+        self._unanswered = 0  # of the ``cancelAllAfter`` that were sent
+        self._switch_due = inf
         self.acknowledges = False
         """Whether this server answers commands (tardis-machine does not: there the first message of a topic is the
         answer).
@@ -194,6 +237,37 @@ class ClientProtocol:
         topic.wanted, topic.refusal = wanted, None
         self._changed[name] = None
 
+    def authenticate(self, command: Callable[[], str]) -> None:
+        """Authenticate. ``command`` makes the signed ``authKeyExpires``, when its turn comes to be sent."""
+        self._authentication = command
+
+    def arm(self, now: float) -> None:
+        """Arm the dead man's switch, from now (s, on any clock) on."""
+        self._switch_due = now
+
+    def disarm(self) -> bool:
+        """Disarm it, if it was armed (else there is nothing to send: False)."""
+        self._switch_due = inf
+        self._disarming = self._armed
+        return self._disarming
+
+    @property
+    def switch_due(self) -> float:
+        """When `commands` has to be asked for the next ``cancelAllAfter`` (s, on the clock of `arm`); inf: never, or
+        not before an answer has come.
+        """
+        return inf if self.authenticating else self._switch_due
+
+    @property
+    def switch_settled(self) -> bool:
+        """Whether every ``cancelAllAfter`` was answered, and none is still to be sent now."""
+        return not self._disarming and not self._unanswered
+
+    @property
+    def authenticating(self) -> bool:
+        """Whether an ``authKeyExpires`` has yet to be sent or answered."""
+        return self._authenticating or self._authentication is not None
+
     # --- what became of it ---
 
     def settled(self, topic: str) -> bool:
@@ -224,14 +298,33 @@ class ClientProtocol:
         self._changed = {name: None for name, topic in self._topics.items() if topic.wanted}
         self._awaited = frozenset()
         self.acknowledges = self._mute = False
+        self._authentication = None
+        self._authenticating = self._armed = self._disarming = False
+        self._unanswered = 0
+        self._switch_due = inf
+        self.cancel_time = None
 
-    def commands(self) -> list[str]:
-        """What has to be sent now, in order.
+    def commands(self, now: float = -inf) -> list[str]:
+        """What has to be sent now (s, on the clock of `arm`), in order.
 
         JSON texts with at most `MAX_ARGS` topics each. Whoever takes them must send them.
         """
-        leave, join = [], []
+        leave, join, first, waiting = [], [], [], []
+        if self._authentication is not None:
+            first.append(self._authentication())
+            self._authentication, self._authenticating = None, True
+        if self._disarming:
+            first.append(_command("cancelAllAfter", 0))
+            self._armed = self._disarming = False
+            self._unanswered += 1
+        elif now >= self._switch_due and not self._authenticating:
+            first.append(_command("cancelAllAfter", SWITCH_TIMEOUT))
+            self._armed, self._switch_due = True, now + SWITCH_INTERVAL
+            self._unanswered += 1
         for name in self._changed:
+            if self._authenticating and name.partition(":")[0] in PRIVATE_TABLES:
+                waiting.append(name)
+                continue
             topic = self._topics[name]
             if topic.sent and (topic.again or not topic.wanted):
                 leave.append(name)
@@ -240,13 +333,13 @@ class ClientProtocol:
                 join.append(name)
                 topic.unanswered.append("subscribe")
             topic.sent, topic.again = topic.wanted, False
-        self._changed.clear()
+        self._changed = dict.fromkeys(waiting)
         self._tidy()
         # What is given up goes first: it may overlap with what is asked for.
-        return [*_commands("unsubscribe", leave), *_commands("subscribe", join)]
+        return [*first, *_commands("unsubscribe", leave), *_commands("subscribe", join)]
 
-    def receive(self, data: str | bytes) -> Sequence[Acknowledged | Refused]:
-        """What a message that arrived means for the subscriptions: most often nothing.
+    def receive(self, data: str | bytes) -> Sequence[Answer]:
+        """What a message that arrived means for the commands: most often nothing.
 
         Never raises: others judge its content.
         """
@@ -265,17 +358,35 @@ class ClientProtocol:
         except (msgspec.DecodeError, UnicodeError, RecursionError):
             return ()
         for answer in answers:
-            self._take_answer(answer)
+            if isinstance(answer, Authenticated):
+                self._authenticating = False
+            elif isinstance(answer, SwitchSet):
+                self._unanswered = max(0, self._unanswered - 1)
+                if answer.error is None:
+                    self.cancel_time = answer.cancel_time
+            else:
+                self._take_answer(answer)
         if answers:
             self.acknowledges = self.acknowledges or message.table is None
             self._mute = not self.acknowledges
             self._tidy()
         return answers
 
-    def _answers(self, message: _Message) -> Iterator[Acknowledged | Refused]:
+    def _answers(self, message: _Message) -> Iterator[Answer]:
+        op = message.request.get("op") if isinstance(message.request, dict) else None
         if message.table is not None:
             if message.table in self._awaited:
                 yield from self._answered_by_data(message.table, message)
+        elif op == "authKeyExpires" and (message.error is not None or message.success):
+            yield Authenticated() if message.error is None else Authenticated(*_words(message))
+        elif self._authenticating and op is None and message.error is not None and message.status in (401, 403):
+            yield Authenticated(*_words(message))  # an error that says not what it is about
+        elif op == "cancelAllAfter" or (op is None and message.cancelTime is not None):
+            if message.error is not None:
+                status, error = _words(message)
+                yield SwitchSet(None, status, error)
+            else:
+                yield SwitchSet(message.cancelTime if isinstance(message.cancelTime, str) else None)
         elif message.subscribe is not None and message.success is not False:
             yield Acknowledged("subscribe", message.subscribe)
         elif message.unsubscribe is not None and message.success is not False:
@@ -358,7 +469,11 @@ def _words(message: _Message) -> tuple[int | None, str]:
 
 def _commands(op: Op, topics: list[str]) -> Iterator[str]:
     for start in range(0, len(topics), MAX_ARGS):
-        yield msgspec.json.encode({"op": op, "args": topics[start : start + MAX_ARGS]}).decode()
+        yield _command(op, topics[start : start + MAX_ARGS])
+
+
+def _command(op: str, args: Any) -> str:
+    return msgspec.json.encode({"op": op, "args": args}).decode()
 
 
 def _meant(names: list[str], error: str, status: int | None) -> list[str]:

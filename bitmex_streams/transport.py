@@ -193,6 +193,11 @@ class WebsocketTransport(Websocket):
         host = f"[{self.host}]" if ":" in self.host else self.host
         return host if self.port == (443 if self.use_ssl else 80) else f"{host}:{self.port}"
 
+    @property
+    def websocket(self) -> trio_websocket.WebSocketConnection | None:
+        """trio-websocket's connection, once it is made."""
+        return self._connection
+
     # --- connecting ---
 
     async def connect(self, nursery: trio.Nursery) -> None:

@@ -9,6 +9,7 @@ and never a long one.
 
 from __future__ import annotations
 
+import logging
 import ssl
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
@@ -18,13 +19,24 @@ from typing import Any
 import msgspec
 import trio
 
+from ..auth import Credentials, mask, refused
 from ..coverage import CONNECTING
-from ..errors import ConnectionClosed, SubscriptionError
+from ..errors import AuthenticationError, ConnectionClosed, ConnectionFailed, SubscriptionError
 from ..inbox import Inbox, OutputClosed
 from ..messages import Connected, Disconnected, RawMessage, StateLost
 from ..nurseries import background
 from ..operator import Source
-from ..protocol import PRIVATE_TABLES, PUBLIC_TABLES, ClientProtocol, Complaint, Refused, check_topic
+from ..protocol import (
+    PRIVATE_TABLES,
+    PUBLIC_TABLES,
+    Answer,
+    Authenticated,
+    ClientProtocol,
+    Complaint,
+    Refused,
+    SwitchSet,
+    check_topic,
+)
 from ..transport import (
     CLOSE_TIMEOUT,
     CONNECT_TIMEOUT,
@@ -39,6 +51,12 @@ __all__ = ["NETWORKS", "Connection"]
 
 NETWORKS = {"mainnet": "wss://ws.bitmex.com/realtime", "testnet": "wss://ws.testnet.bitmex.com/realtime"}
 """The networks that have a name, and their URLs (https://www.bitmex.com/app/wsAPI). BitMEX closed on 2026-09-23."""
+
+log = logging.getLogger("bitmex_streams")
+wire = logging.getLogger("bitmex_streams.wire")
+
+FAREWELL = 2.0
+"""Seconds that disarming the dead man's switch may take, when the work has ended well."""
 
 LostCallback = Callable[[str, str], None]
 _COMMANDS = None  # in the outbox: what the protocol has to say, as it is when its turn comes
@@ -55,6 +73,12 @@ class Connection(Source):
     ``network``: ``"mainnet"``, ``"testnet"``, or a ``ws://`` or ``wss://`` URL.
     ``subscribe``: topics (``table`` or ``table:symbol``) to subscribe to right after the handshake. One that is
     refused ends the stream.
+    ``api_key``, ``api_secret``: to be signed in as an account, with which the handshake is signed; both or neither.
+    ``dead_mans_switch``: have the exchange cancel all orders of the account a minute after it last heard of us
+    (``cancelAllAfter`` 60000 at once and every 15 s, whatever the consumers do; the answers are `CancelAllAfter`
+    items, and `cancel_time`). It is disarmed when the body of the pipeline's context has ended without an exception,
+    which takes at most 2 s; after an error, a cancellation, Ctrl-C or the end of the process it strikes. In a plain
+    slurry pipeline it is never disarmed. A pipeline whose Connection has a switch goes on when its last tap is closed.
     ``connect_timeout``: seconds for TCP, TLS and the handshake together.
     ``subscribe_timeout``: seconds that `subscribe` and `unsubscribe` wait for the server's answer.
     ``max_lag``: seconds that a full buffer may stop the reading before what waits in the socket counts as too old:
@@ -72,7 +96,13 @@ class Connection(Source):
     everything that arrived before. Leaving it (also by cancellation) closes the websocket, which takes at most 2
     seconds.
 
-    Raises ValueError for a bad URL, network or topic.
+    A key that is refused, and a clock that is wrong, end it with `AuthenticationError`.
+
+    The logger ``bitmex_streams.wire`` shows every message in and out at DEBUG. Keys and signatures are shown nowhere:
+    where the server repeats them, `RawMessage.data` has ``***`` in their place.
+
+    Raises ValueError for a bad URL, network or topic, for a key without a secret (or the other way round), and for a
+    switch without a key.
     """
 
     rate = 1.0
@@ -82,6 +112,9 @@ class Connection(Source):
         network: str,
         *,
         subscribe: Iterable[str] = (),
+        api_key: str | None = None,
+        api_secret: str | None = None,
+        dead_mans_switch: bool = False,
         connect_timeout: float = CONNECT_TIMEOUT,
         subscribe_timeout: float = 10.0,
         max_lag: float = 10.0,
@@ -109,6 +142,11 @@ class Connection(Source):
             if transport not in TRANSPORTS:
                 raise ValueError(f"there is no transport {transport!r}; there are: {', '.join(sorted(TRANSPORTS))}")
             transport = TRANSPORTS[transport]
+        self._credentials = Credentials.of(api_key, api_secret)
+        if dead_mans_switch and self._credentials is None:
+            raise ValueError("the dead man's switch is for the orders of an account: give api_key and api_secret too")
+        self.dead_mans_switch = dead_mans_switch
+        self.keeps_running = dead_mans_switch
         self.connect_timeout = connect_timeout
         self.subscribe_timeout = subscribe_timeout
         self.max_lag = max_lag
@@ -139,6 +177,59 @@ class Connection(Source):
         """The topics in force: acknowledged by the server, or sent by one that does not acknowledge."""
         return self._protocol.subscriptions if self.connected else frozenset()
 
+    @property
+    def websocket(self) -> Any:
+        """The `trio_websocket.WebSocketConnection` underneath, while the connection stands and the transport has one,
+        else None. Sending on it is not safe while the Connection works: it is there to be looked at.
+        """
+        return getattr(self._session.transport, "websocket", None) if self._session and self.connected else None
+
+    @property
+    def cancel_time(self) -> str | None:
+        """When the exchange cancels all orders unless it hears of the dead man's switch again (ISO, the exchange's
+        clock), as its last answer said; None where it is not armed.
+        """
+        return self._protocol.cancel_time
+
+    async def wait_connected(self) -> None:
+        """Wait until the connection stands (it is made when the pipeline starts).
+
+        Raises `ConnectionClosed` when it has ended, or could not be made: the pipeline raises the reason.
+        """
+        await trio.lowlevel.checkpoint()
+        while not self.connected:
+            self._check_open()
+            await self._news.park()
+
+    async def authenticate(self, api_key: str, api_secret: str) -> None:
+        """Sign in on a connection that stands (``authKeyExpires``), and wait for the answer; before it was opened, sign
+        the handshake.
+
+        Topics of private tables that are subscribed meanwhile are sent behind the answer. Cancelling the wait leaves
+        the command in force. Raises `AuthenticationError` where it is refused or not answered within
+        ``subscribe_timeout``, `ConnectionClosed` when the connection has ended, ValueError for what cannot be a key.
+        """
+        credentials, before = Credentials(api_key, api_secret), self._credentials
+        self._credentials = credentials  # from now on, so that it is hidden wherever it is repeated
+        await trio.lowlevel.checkpoint()
+        if self._session is None and not self._ended:
+            return
+        await self.wait_connected()
+        assert self._session is not None
+        session, since = self._session, trio.current_time()
+        session.signed_in = None
+        self._protocol.authenticate(credentials.command)
+        self._wake_writer()
+        while (answer := session.signed_in) is None:
+            self._check_open()
+            with trio.CancelScope(deadline=since + self.subscribe_timeout):
+                await self._news.park()
+                continue
+            raise AuthenticationError(f"no answer to authKeyExpires from {self.url} in {self.subscribe_timeout:g} s")
+        if answer.error is not None:
+            self._credentials = before
+            raise refused(self.url, credentials.hide(answer.error), answer.status)
+
     async def subscribe(self, *topics: str) -> None:
         """Subscribe to topics (``table`` or ``table:symbol``) and wait until the server has answered for each.
 
@@ -164,6 +255,17 @@ class Connection(Source):
         """
         self._required.difference_update(topics)
         await self._settle(self._protocol.unsubscribe, topics)
+
+    def unsubscribe_soon(self, *topics: str) -> None:
+        """Give topics up, as `unsubscribe` does, but without waiting for the answer: synchronous, it is queued.
+
+        Raises ValueError for what is no topic.
+        """
+        for topic in topics:
+            check_topic(topic)
+        self._required.difference_update(topics)
+        self._protocol.unsubscribe(topics)
+        self._wake_writer()
 
     def resync(self, topic: str) -> None:
         """Ask for ``topic`` anew (unsubscribe, then subscribe), so that a new partial comes; synchronous: it is
@@ -210,6 +312,22 @@ class Connection(Source):
                 yield session
         finally:
             self._session = None
+
+    async def farewell(self) -> None:
+        """The body of the pipeline's context has ended without an exception: see `Source.farewell`."""
+        session = self._session
+        if not self.dead_mans_switch or session is None:
+            return
+        with trio.CancelScope(deadline=trio.current_time() + FAREWELL, shield=True):
+            if self._protocol.disarm():
+                session.wake_writer()
+            while session.connected and not self._protocol.switch_settled:
+                await self._news.park()
+        if not (session.connected and self._protocol.switch_settled):
+            log.warning(
+                "%s: the dead man's switch may still be armed: its disarming was not answered; look after the orders",
+                self.url,
+            )
 
     # --- between the user's calls and the session ---
 
@@ -295,10 +413,12 @@ class _Session:
         self._work = trio.CancelScope()
         self._error: Exception | None = None
         self._epoch = 0
-        self._transport = connection._transport(
+        self.signed_in: Authenticated | None = None  # the last answer to ``authKeyExpires``
+        credentials = connection._credentials
+        self.transport = connection._transport(
             connection.url,
             ssl_context=connection._ssl_context,
-            extra_headers=(),
+            extra_headers=credentials.headers() if credentials else (),
             max_message_size=connection.max_message_size,
             connect_timeout=connection.connect_timeout,
         )
@@ -335,7 +455,8 @@ class _Session:
         closed = TransportClosed(1000, "closed by this side")
         with self._work:
             try:
-                await self._transport.connect(nursery)
+                wire.debug("%s: connecting", self.connection.url)
+                await self._handshake(nursery)
                 self._connect(nursery, input)
                 await self._read()
             except TransportClosed as exc:
@@ -349,8 +470,23 @@ class _Session:
             try:
                 await self._written.wait()  # a send that is cancelled half-way corrupts a websocket
             finally:
-                await self._transport.aclose()
+                await self.transport.aclose()
         self.protocol.disconnected()  # not before: the writer has just sent the last of what was queued
+
+    async def _handshake(self, nursery: trio.Nursery) -> None:
+        try:
+            await self.transport.connect(nursery)
+        except ConnectionFailed as failed:
+            credentials = self.connection._credentials
+            if credentials is None or failed.status is None:
+                raise
+            words = credentials.hide(str(failed))
+            if failed.status == 401:
+                said = words.partition("HTTP status 401: ")[2]
+                raise refused(self.connection.url, said.partition("; the API key or")[0], 401) from None
+            if words == str(failed):
+                raise
+            raise ConnectionFailed(words, status=failed.status) from None
 
     def _connect(self, nursery: trio.Nursery, input: AsyncIterable[Any] | None) -> None:
         self.connected = True
@@ -362,6 +498,9 @@ class _Session:
         )  # before anything that fails when the consumer has just left: it is waited for
         if input is not None:
             nursery.start_soon(self._guarded, self._feed, input)
+        wire.debug("%s: connected", self.connection.url)
+        if self.connection.dead_mans_switch:
+            self.protocol.arm(self.connected_at)
         self.wake_writer()
         self.connection._news.unpark_all()
         self.inbox.put_nowait(Connected(self._now(), self.connection.url))
@@ -370,6 +509,7 @@ class _Session:
         """Nothing will be read any more: tell everybody."""
         connection = self.connection
         connection._ended = True
+        wire.debug("%s: closed: %s %s", connection.url, closed.code, closed.reason)
         if self.connected:
             self.connected = False
             self.ended_by = f"disconnected ({closed.code}{': ' if closed.reason else ''}{closed.reason})"
@@ -385,24 +525,54 @@ class _Session:
     # --- the tasks ---
 
     async def _read(self) -> None:
-        receive, protocol, inbox, url = self._transport.receive, self.protocol, self.inbox, self.connection.url
+        receive, protocol, inbox, url = self.transport.receive, self.protocol, self.inbox, self.connection.url
         while True:
             messages = await receive()
             received = self._now()
+            traced = wire.isEnabledFor(logging.DEBUG)
             for data in messages:
                 answers = protocol.receive(data)
+                if data[:8] != '{"table"' and data[:8] != b'{"table"':
+                    data = self._hide(data)
+                if traced:
+                    wire.debug("%s < %s", url, data)
                 if answers:
                     self.connection._news.unpark_all()
                 if inbox.full:
                     await self._wait_for_room()
                 inbox.put_nowait(RawMessage(received, data, url), len(data))
                 for answer in answers:
-                    if (
-                        isinstance(answer, Refused)
-                        and answer.op == "subscribe"
-                        and answer.topic in self.connection._required
-                    ):
-                        raise _subscription_error(answer)
+                    self._take_answer(answer)
+
+    def _hide(self, data: str | bytes) -> str | bytes:
+        """A message that is not of a table, without keys and signatures: it may repeat a command of ours."""
+        data = mask(data)
+        credentials = self.connection._credentials
+        if credentials is None:
+            return data
+        if isinstance(data, str):
+            return credentials.hide(data)
+        return credentials.hide(data.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+
+    def _take_answer(self, answer: Answer) -> None:
+        """What an answer means beyond the protocol; raises what ends the stream."""
+        connection = self.connection
+        if isinstance(answer, Refused):
+            if answer.op == "subscribe" and answer.topic in connection._required:
+                raise _subscription_error(answer)
+        elif isinstance(answer, Authenticated):
+            self.signed_in = answer
+            self.wake_writer()  # private topics have waited for it
+        elif isinstance(answer, SwitchSet) and answer.error is not None:
+            error = answer.error if connection._credentials is None else connection._credentials.hide(answer.error)
+            if connection.dead_mans_switch and answer.status in (401, 403):
+                raise AuthenticationError(
+                    f"{connection.url} refused the dead man's switch with status {answer.status}: {error}; may this "
+                    "key handle orders?",
+                    reason="key",
+                    status=answer.status,
+                )
+            log.warning("%s refused cancelAllAfter: %s; it is tried again in 15 s", connection.url, error)
 
     async def _wait_for_room(self) -> None:
         connection = self.connection
@@ -419,17 +589,26 @@ class _Session:
             self.wake_writer()
 
     async def _write(self) -> None:
+        protocol, connection = self.protocol, self.connection
         try:
             while True:
-                for item in await self._outbox.take():
+                items: Sequence[Any] = (_COMMANDS,)  # stays so when the dead man's switch is due
+                with trio.CancelScope(deadline=protocol.switch_due):
+                    items = await self._outbox.take()
+                now = trio.current_time()
+                if now >= protocol.switch_due and not protocol.switch_settled:
+                    log.warning("%s has not answered the dead man's switch for 15 s", connection.url)
+                for item in items:
                     if item is _COMMANDS:
                         self._writer_woken = False
-                        messages = self.protocol.commands()
-                        self.connection._news.unpark_all()  # what was taken back before it was sent is settled
+                        messages = protocol.commands(now)
+                        connection._news.unpark_all()  # what was taken back before it was sent is settled
                     else:
                         messages = [item]
                     for message in messages:
-                        await self._transport.send(message)
+                        if wire.isEnabledFor(logging.DEBUG):
+                            wire.debug("%s > %s", connection.url, self._hide(message))
+                        await self.transport.send(message)
         except (trio.EndOfChannel, TransportClosed):
             pass  # the reader knows why
         finally:

@@ -32,8 +32,8 @@ __all__ = ["TRANSPORTS", "Transport", "TransportClosed", "TransportFactory", "We
 CONNECT_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 2.0
 MAX_MESSAGE_SIZE = 64 * 2**20  # partials of every symbol are some 5 MB
-_CHUNK = 2**16
-_REFUSAL_GRACE = 0.5  # seconds that the text of a refusal has to arrive: some have no length, and no end
+CHUNK = 2**16
+REFUSAL_GRACE = 0.5  # seconds that the text of a refusal has to arrive: some have no length, and no end
 
 
 class TransportClosed(Exception):
@@ -97,16 +97,19 @@ def check_url(url: str) -> str:
     return url
 
 
-class _Wire(trio.abc.Stream):
-    """The stream under trio-websocket, which reads 4 KiB at a time where we let it; see `head` for the other reason."""
+class Wire(trio.abc.Stream):
+    """The stream that hands are shaken over: it remembers the answer, and calls ``on_refusal`` when that is no consent.
+
+    trio-websocket also stays on it, for it would read 4 KiB at a time.
+    """
 
     def __init__(self, stream: trio.abc.Stream, on_refusal: Callable[[], None]) -> None:
         self._stream = stream
         self._on_refusal = on_refusal
         self._shaking_hands = True
         self.head = b""
-        """The first bytes that the server sent: the answer to the handshake. trio-websocket tells of a refusal only
-        when it is complete.
+        """The first bytes that the server sent: the answer to the handshake. The libraries tell of a refusal only when
+        it is complete.
         """
 
     @property
@@ -122,12 +125,12 @@ class _Wire(trio.abc.Stream):
         return " ".join("".join(char if char.isprintable() else " " for char in body).split())[:200]
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        data: bytes = await self._stream.receive_some(_CHUNK)
+        data: bytes = await self._stream.receive_some(CHUNK)
         if self._shaking_hands:
-            self.head += data[:_CHUNK]
+            self.head += data[:CHUNK]
             if not b"HTTP/".startswith(self.head[:5]):
                 self._on_refusal()
-            elif b"\r\n\r\n" in self.head or len(self.head) > _CHUNK:
+            elif b"\r\n\r\n" in self.head or len(self.head) > CHUNK:
                 if self.status == 101:
                     self._shaking_hands = False
                 elif self.status is not None:
@@ -144,7 +147,115 @@ class _Wire(trio.abc.Stream):
         await self._stream.aclose()
 
 
-class WebsocketTransport(Websocket):
+class Dialer:
+    """The way from a URL to a stream with a websocket on it, and what to say where it ends early: the same for every
+    transport. A subclass shakes hands.
+    """
+
+    url: str
+    ssl_context: ssl.SSLContext | None
+    connect_timeout: float
+
+    def _aim(self, stream: trio.abc.Stream | None) -> None:
+        parts = urlsplit(self.url)
+        assert parts.hostname is not None
+        self.use_ssl = parts.scheme == "wss"
+        self.host = parts.hostname
+        self.port = parts.port or (443 if self.use_ssl else 80)
+        self.resource = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        self._stream = stream
+        self._wire: Wire | None = None
+
+    @property
+    def host_header(self) -> str:
+        """The Host header: brackets around an IPv6 address, the port unless it is the scheme's own (RFC 7230, 5.4)."""
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return host if self.port == (443 if self.use_ssl else 80) else f"{host}:{self.port}"
+
+    async def connect(self, nursery: trio.Nursery) -> None:
+        """See `Transport.connect`. Raises `ConnectionFailed`, with the HTTP status where the server refused."""
+        try:
+            with trio.move_on_after(self.connect_timeout):
+                self._wire = Wire(self._stream or await self._open_stream(), self._expect_refusal)
+                await self._shake_hands(nursery, self._wire)
+                return
+            if self._wire is None:
+                what = f"no sign of a connection to {self._way()}"
+            elif not self._wire.head:
+                what = "no sign of an answer to the handshake"
+            else:
+                what = f"the answer to the handshake, which begins {self._wire.head[:60]!r}, was not complete"
+            raise ConnectionFailed(
+                f"no connection to {self.url}: {what} within {self.connect_timeout:g} s; "
+                "check the address and the network, or raise connect_timeout"
+            )
+        except BaseException:
+            if self._wire is not None:
+                await trio.aclose_forcefully(self._wire)
+            raise
+
+    def _way(self) -> str:
+        """Where the TCP connection goes to."""
+        return f"{self.host} port {self.port}"
+
+    async def _open_stream(self) -> trio.abc.Stream:
+        stream = await self._open_tcp(self.host, self.port)
+        return await self._start_tls(stream, self.host, self.ssl_context) if self.use_ssl else stream
+
+    async def _open_tcp(self, host: str, port: int) -> trio.abc.Stream:
+        try:
+            return await trio.open_tcp_stream(host, port)
+        except OSError as exc:
+            raise ConnectionFailed(f"no connection to {self.url}: {_explain(exc, host, port)}") from exc
+
+    async def _start_tls(
+        self, stream: trio.abc.Stream, host: str, context: ssl.SSLContext | None, whose: str = "the server"
+    ) -> trio.abc.Stream:
+        tls: trio.abc.Stream = trio.SSLStream(
+            stream, context or ssl.create_default_context(), server_hostname=host, https_compatible=True
+        )
+        try:
+            await tls.do_handshake()
+        except BaseException as exc:
+            await trio.aclose_forcefully(stream)
+            if not isinstance(exc, trio.BrokenResourceError | ssl.SSLError | OSError):
+                raise
+            cause = exc if isinstance(exc, ssl.SSLError) else exc.__cause__ or exc
+            if isinstance(cause, ssl.SSLCertVerificationError):
+                why = (
+                    f"{whose}'s certificate does not verify: {cause.verify_message or cause}; check the host name "
+                    "and the clock, or pass an ssl_context that trusts it"
+                )
+            else:
+                why = f"the TLS handshake with {whose} failed ({cause}); does it speak it? (ws:// is without)"
+            raise ConnectionFailed(f"no connection to {self.url}: {why}") from cause
+        return tls
+
+    async def _shake_hands(self, nursery: trio.Nursery, wire: Wire) -> None:
+        """Make a websocket of it, or raise what `_refused` says."""
+        raise NotImplementedError
+
+    def _expect_refusal(self) -> None:
+        """The server says no: its words have `REFUSAL_GRACE` seconds to arrive."""
+        raise NotImplementedError
+
+    def _refused(self, wire: Wire, error: BaseException | None) -> ConnectionFailed:
+        """What became of the handshake that is no websocket now; ``error`` is the library's."""
+        status = wire.status
+        if status is not None and status != 101:
+            said = f": {wire.words}" if wire.words else ""
+            return ConnectionFailed(
+                f"{self.url} refused the connection with HTTP status {status}{said}{_ADVICE.get(status, '')}",
+                status=status,
+            )
+        how = "closed the connection during the handshake"
+        if wire.head:
+            why = f": {error}" if error else ""
+            how = f"answered what is no websocket handshake (it begins {wire.head[:60]!r}{why})"
+        return ConnectionFailed(f"no connection to {self.url}: the server {how}; is it a websocket server?")
+
+
+class WebsocketTransport(Dialer, Websocket):
     """slurry-websocket's section as a `Transport`; it still works as a section of its own, too.
 
     ``url``: ``ws://`` or ``wss://``. ``ssl_context``: for ``wss://``; default: the system's certificates.
@@ -175,23 +286,10 @@ class WebsocketTransport(Websocket):
             disconnect_timeout=disconnect_timeout,
             parse_json=parse_json,
         )
-        parts = urlsplit(url)
-        assert parts.hostname is not None
-        self.use_ssl = parts.scheme == "wss"
-        self.host = parts.hostname
-        self.port = parts.port or (443 if self.use_ssl else 80)
-        self.resource = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        self._stream = stream
-        self._wire: _Wire | None = None
+        self._aim(stream)
         self._reader_ended = False
         self._reader_error: Exception | None = None
         self._waits: set[trio.CancelScope] = set()
-
-    @property
-    def host_header(self) -> str:
-        """The Host header: brackets around an IPv6 address, the port unless it is the scheme's own (RFC 7230, 5.4)."""
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return host if self.port == (443 if self.use_ssl else 80) else f"{host}:{self.port}"
 
     @property
     def websocket(self) -> trio_websocket.WebSocketConnection | None:
@@ -200,55 +298,7 @@ class WebsocketTransport(Websocket):
 
     # --- connecting ---
 
-    async def connect(self, nursery: trio.Nursery) -> None:
-        """See `Transport.connect`. Raises `ConnectionFailed`, with the HTTP status where the server refused."""
-        try:
-            with trio.move_on_after(self.connect_timeout):
-                self._wire = _Wire(self._stream or await self._open_stream(), self._expect_refusal)
-                await self._shake_hands(nursery, self._wire)
-                return
-            if self._wire is None:
-                what = f"no sign of a connection to {self.host} port {self.port}"
-            elif not self._wire.head:
-                what = "no sign of an answer to the handshake"
-            else:
-                what = f"the answer to the handshake, which begins {self._wire.head[:60]!r}, was not complete"
-            raise ConnectionFailed(
-                f"no connection to {self.url}: {what} within {self.connect_timeout:g} s; "
-                "check the address and the network, or raise connect_timeout"
-            )
-        except BaseException:
-            if self._wire is not None:
-                await trio.aclose_forcefully(self._wire)
-            raise
-
-    async def _open_stream(self) -> trio.abc.Stream:
-        try:
-            stream: trio.abc.Stream = await trio.open_tcp_stream(self.host, self.port)
-        except OSError as exc:
-            raise ConnectionFailed(f"no connection to {self.url}: {_explain(exc, self.host, self.port)}") from exc
-        if not self.use_ssl:
-            return stream
-        context = self.ssl_context or ssl.create_default_context()
-        tls = trio.SSLStream(stream, context, server_hostname=self.host, https_compatible=True)
-        try:
-            await tls.do_handshake()
-        except BaseException as exc:
-            await trio.aclose_forcefully(stream)
-            if not isinstance(exc, trio.BrokenResourceError | ssl.SSLError | OSError):
-                raise
-            cause = exc if isinstance(exc, ssl.SSLError) else exc.__cause__ or exc
-            if isinstance(cause, ssl.SSLCertVerificationError):
-                why = (
-                    f"the server's certificate does not verify: {cause.verify_message or cause}; check the host name "
-                    "and the clock, or pass an ssl_context that trusts it"
-                )
-            else:
-                why = f"the TLS handshake failed ({cause}); is it a TLS server? (ws:// is the scheme without TLS)"
-            raise ConnectionFailed(f"no connection to {self.url}: {why}") from cause
-        return tls
-
-    async def _shake_hands(self, nursery: trio.Nursery, wire: _Wire) -> None:
+    async def _shake_hands(self, nursery: trio.Nursery, wire: Wire) -> None:
         # trio-websocket starts its reader in the nursery it is given, and that is all it wants of it: so we see how
         # the reader ends.
         watched = SimpleNamespace(start_soon=lambda reader: nursery.start_soon(self._run_reader, reader))
@@ -263,22 +313,7 @@ class WebsocketTransport(Websocket):
                 max_message_size=self.max_message_size,
             )
             return
-        status = wire.status
-        if status is not None and status != 101:
-            said = f": {wire.words}" if wire.words else ""
-            raise ConnectionFailed(
-                f"{self.url} refused the connection with HTTP status {status}{said}{_ADVICE.get(status, '')}",
-                status=status,
-            ) from self._reader_error
-        why = f": {self._reader_error}" if self._reader_error else ""
-        how = (
-            f"answered what is no websocket handshake (it begins {wire.head[:60]!r}{why})"
-            if wire.head
-            else "closed the connection during the handshake"
-        )
-        raise ConnectionFailed(
-            f"no connection to {self.url}: the server {how}; is it a websocket server?"
-        ) from self._reader_error
+        raise self._refused(wire, self._reader_error) from self._reader_error
 
     async def _run_reader(self, reader: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -292,7 +327,7 @@ class WebsocketTransport(Websocket):
 
     def _expect_refusal(self) -> None:
         for scope in self._waits:
-            scope.deadline = trio.current_time() + _REFUSAL_GRACE
+            scope.deadline = trio.current_time() + REFUSAL_GRACE
 
     @contextlib.contextmanager
     def _ending_with_reader(self) -> Iterator[None]:

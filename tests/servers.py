@@ -13,8 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import trio
+import trio.testing
 import trio_websocket
 from wsproto.utilities import LocalProtocolError
+
+from bitmex_streams import Connection
+from bitmex_streams.transport import WebsocketTransport
 
 WELCOME = {
     "info": "Welcome to the BitMEX Realtime API.",
@@ -108,7 +112,9 @@ class ScriptedExchange:
     """Speaks the protocol as BitMEX does: welcome, acknowledgements, refusals, a partial for each subscription.
 
     ``clients``: the websockets that are open; ``commands``: (op, args) of all that was received, in order; ``refuse``:
-    the answers to topics that are refused, as (status, text).
+    the answers to topics that are refused, as (status, text). ``switched``: when (on trio's clock) each
+    ``cancelAllAfter`` came, and its milliseconds; ``answers``: what is answered to an ``op`` in place of a success,
+    None: nothing.
     """
 
     def __init__(self) -> None:
@@ -120,6 +126,8 @@ class ScriptedExchange:
         self.headers: list[dict[bytes, bytes]] = []
         self.paths: list[str] = []
         self.held: set[str] = set()
+        self.switched: list[tuple[float, int]] = []
+        self.answers: dict[str, dict[str, Any] | None] = {}
 
     async def __call__(self, request: trio_websocket.WebSocketRequest) -> None:
         self.headers.append(dict(request.headers))
@@ -135,10 +143,23 @@ class ScriptedExchange:
                     await ws.send_message("pong")
                     continue
                 command = json.loads(text)
-                if isinstance(command, dict) and command.get("op") in ("subscribe", "unsubscribe"):
+                op = command.get("op") if isinstance(command, dict) else None
+                if op in ("subscribe", "unsubscribe"):
                     await self.answer(ws, command)
+                elif op == "authKeyExpires":
+                    self.commands.append((op, command["args"]))
+                    await self.reply(ws, command, {"success": True})
+                elif op == "cancelAllAfter":
+                    self.switched.append((trio.current_time(), command["args"]))
+                    until = f"2026-01-01T00:{len(self.switched):02}:00.000Z" if command["args"] else 0
+                    await self.reply(ws, command, {"now": "2026-01-01T00:00:00.000Z", "cancelTime": until})
         finally:
             self.clients.remove(ws)
+
+    async def reply(self, ws: trio_websocket.WebSocketConnection, command: Any, answer: dict[str, Any]) -> None:
+        answer = self.answers.get(command["op"], answer)
+        if answer is not None:
+            await self.send({"request": command, **answer}, ws)
 
     async def answer(self, ws: trio_websocket.WebSocketConnection, command: dict[str, Any]) -> None:
         op, args = command["op"], command["args"]
@@ -165,6 +186,24 @@ class ScriptedExchange:
     async def open(self, **options: Any) -> AsyncIterator[str]:
         async with serve_websocket(self, **options) as url:
             yield url
+
+
+@asynccontextmanager
+async def in_memory(exchange: ScriptedExchange, **options: Any) -> AsyncIterator[Connection]:
+    """A connection to the exchange over an in-memory stream, so that a test clock can drive it."""
+    ours, theirs = trio.testing.memory_stream_pair()
+
+    async def serve() -> None:
+        async with trio.open_nursery() as inner:
+            with suppress(trio_websocket.ConnectionClosed):
+                await exchange(await trio_websocket.wrap_server_stream(inner, theirs))
+            inner.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(serve)
+        yield Connection("ws://in.memory/realtime", transport=partial(WebsocketTransport, stream=ours), **options)
+        await theirs.aclose()
+        nursery.cancel_scope.cancel()
 
 
 async def tardis_replay(

@@ -158,6 +158,7 @@ class Connection(Source):
         self._protocol = ClientProtocol()
         self._session: _Session | None = None
         self._ended = False
+        self._failure: Exception | None = None  # what ended the last session
         self._watchers: list[LostCallback] = []
         self._news = trio.lowlevel.ParkingLot()  # something that `_settle` waits for may have come about
         topics = [check_topic(topic) for topic in ([subscribe] if isinstance(subscribe, str) else subscribe)]
@@ -194,10 +195,12 @@ class Connection(Source):
     async def wait_connected(self) -> None:
         """Wait until the connection stands (it is made when the pipeline starts).
 
-        Raises `ConnectionClosed` when it has ended, or could not be made: the pipeline raises the reason.
+        When it cannot be made, raises why: the same error that ends the stream. `ConnectionClosed` when it has ended.
         """
         await trio.lowlevel.checkpoint()
         while not self.connected:
+            if self._failure is not None:
+                raise self._failure
             self._check_open()
             await self._news.park()
 
@@ -305,6 +308,7 @@ class Connection(Source):
             raise RuntimeError(f"{self!r} is open already: a Connection can be opened once at a time; make another one")
         session = self._session = _Session(self)
         self._ended = False
+        self._failure = None
         self._lose_state(CONNECTING)  # `Connected` is the mark that follows
         try:
             async with background(session.leave) as nursery:
@@ -508,7 +512,7 @@ class _Session:
     def _end(self, closed: TransportClosed) -> None:
         """Nothing will be read any more: tell everybody."""
         connection = self.connection
-        connection._ended = True
+        connection._ended, connection._failure = True, self._error
         wire.debug("%s: closed: %s %s", connection.url, closed.code, closed.reason)
         if self.connected:
             self.connected = False

@@ -16,7 +16,6 @@ import pytest
 import slurry
 import slurry.sections
 import trio
-import trio.testing
 import trio_websocket
 
 from bitmex_streams.coverage import CONNECTING
@@ -24,9 +23,9 @@ from bitmex_streams.errors import ConnectionClosed, ConnectionFailed, Subscripti
 from bitmex_streams.messages import Connected, Disconnected, RawMessage, StateLost
 from bitmex_streams.pipeline import Pipeline
 from bitmex_streams.sections.connection import NETWORKS, Connection
-from bitmex_streams.transport import WebsocketTransport
 from tests.servers import (
     ScriptedExchange,
+    in_memory,
     open_sockets,
     partial_of,
     receive_head,
@@ -630,24 +629,6 @@ async def test_unsubscribing_from_a_server_that_only_sends_data_does_not_wait_fo
 async def test_subscribing_on_a_connection_that_nobody_opens_times_out(autojump_clock):
     with pytest.raises(SubscriptionError, match="a pipeline starts with its first tap"):
         await Connection("testnet").subscribe("trade")
-
-
-@asynccontextmanager
-async def in_memory(exchange, **options):
-    """A connection to the exchange over an in-memory stream, so that a test clock can drive it."""
-    ours, theirs = trio.testing.memory_stream_pair()
-
-    async def serve():
-        async with trio.open_nursery() as inner:
-            with suppress(trio_websocket.ConnectionClosed):
-                await exchange(await trio_websocket.wrap_server_stream(inner, theirs))
-            inner.cancel_scope.cancel()
-
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve)
-        yield Connection("ws://in.memory/realtime", transport=partial(WebsocketTransport, stream=ours), **options)
-        await theirs.aclose()
-        nursery.cancel_scope.cancel()
 
 
 async def test_reading_that_stood_still_for_too_long_loses_all_state_and_asks_for_it_anew(autojump_clock):

@@ -1,0 +1,422 @@
+"""Connection: signing in, the dead man's switch, and what is shown of it."""
+
+import json
+import logging
+import os
+import signal
+import time
+
+import pytest
+import slurry
+import trio
+
+from bitmex_streams import AuthenticationError, ConnectionFailed, Decoder, Pipeline
+from bitmex_streams.auth import signature
+from bitmex_streams.messages import Authenticated, CancelAllAfter, Connected, RawMessage
+from bitmex_streams.sections.connection import Connection
+from tests.servers import ScriptedExchange, in_memory, serve_websocket
+
+KEY = "k3yOfAnAccount-0123456789"
+SECRET = "s3cretOfAnAccount-0123456789-abcdefghijklmnop"
+SIGNED_IN = {"api_key": KEY, "api_secret": SECRET}
+
+
+async def eventually(condition):
+    with trio.fail_after(10):
+        while not condition():  # noqa: ASYNC110 - what happens at the server's end has no event here
+            await trio.sleep(0.005)
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"api_key": KEY}, "api_key without api_secret"),
+        ({"api_secret": SECRET}, "api_secret without api_key"),
+        ({"dead_mans_switch": True}, "give api_key and api_secret"),
+        ({"api_key": KEY, "api_secret": "two words"}, "api_secret must be"),
+    ],
+)
+def test_half_of_an_account_is_an_error_at_construction(options, words):
+    with pytest.raises(ValueError, match=words) as error:
+        Connection("testnet", **options)
+    assert KEY not in str(error.value) and "two words" not in str(error.value)
+
+
+async def test_the_handshake_is_signed():
+    exchange = ScriptedExchange()
+    async with exchange.open() as url:
+        connection = Connection(url, **SIGNED_IN, subscribe=["order"])
+        async with Pipeline.create(connection) as pipeline, pipeline.tap() as tap:
+            assert type(await tap.receive()) is Connected
+    headers = {name.lower(): value.decode() for name, value in exchange.headers[0].items()}
+    expires = int(headers[b"api-expires"])
+    assert headers[b"api-key"] == KEY and abs(expires - time.time() - 60) < 10
+    assert headers[b"api-signature"] == signature(SECRET, "GET", "/realtime", expires)
+
+
+@pytest.mark.parametrize(
+    ("words", "reason"),
+    [
+        ("Invalid API Key.", "key"),
+        ("Signature not valid.", "signature"),
+        ("This request has expired - `expires` is in the past. Current time: 1518064236", "clock"),
+        (f"I do not know the key {KEY}.", "key"),
+    ],
+)
+async def test_a_handshake_that_is_refused_says_whether_key_signature_or_clock_is_wrong(words, reason):
+    async def refuse(request):
+        await request.reject(401, body=json.dumps({"error": {"message": words, "name": "HTTPError"}}).encode())
+
+    async with serve_websocket(refuse) as url:
+        with pytest.raises(AuthenticationError) as error:
+            async with Pipeline.create(Connection(url, **SIGNED_IN)) as pipeline, pipeline.tap() as tap:
+                await tap.receive()
+    assert error.value.reason == reason and error.value.status == 401
+    assert KEY not in str(error.value)
+    assert error.value.__cause__ is None, "which would show what the server said"
+
+
+async def test_a_refusal_of_another_kind_hides_the_key_too():
+    async def refuse(request):
+        await request.reject(400, body=f"what is {KEY}?".encode())
+
+    async with serve_websocket(refuse) as url:
+        with pytest.raises(ConnectionFailed, match=r"what is \*\*\*\?") as error:
+            async with Pipeline.create(Connection(url, **SIGNED_IN)) as pipeline, pipeline.tap() as tap:
+                await tap.receive()
+    assert error.value.status == 400 and KEY not in str(error.value)
+
+
+async def test_a_401_without_a_key_is_no_authentication_error():
+    async def refuse(request):
+        await request.reject(401, body=b"who are you?")
+
+    async with serve_websocket(refuse) as url:
+        with pytest.raises(ConnectionFailed, match="who are you"):
+            async with Pipeline.create(Connection(url)) as pipeline, pipeline.tap() as tap:
+                await tap.receive()
+
+
+# --- on a connection that stands ---
+
+
+async def test_signing_in_later_is_answered_and_masked_in_what_flows():
+    exchange = ScriptedExchange()
+    async with exchange.open() as url:
+        connection = Connection(url)
+        async with Pipeline.create(connection, Decoder()) as pipeline:
+            async with pipeline.tap(connection, max_buffer_size=100) as raw, pipeline.tap(max_buffer_size=100) as tap:
+                await connection.wait_connected()
+                await connection.authenticate(KEY, SECRET)
+                while type(item := await tap.receive()) is not Authenticated:
+                    pass
+                assert item.request == {"op": "authKeyExpires", "args": ["***", "***", "***"]}
+                while "authKeyExpires" not in getattr(item := await raw.receive(), "data", ""):
+                    pass
+                assert KEY not in item.data and "***" in item.data
+    (op, args), *_ = exchange.commands
+    assert (op, args[0]) == ("authKeyExpires", KEY)
+    assert args[2] == signature(SECRET, "GET", "/realtime", args[1])
+
+
+async def test_private_topics_wait_for_the_answer_to_a_sign_in_and_public_ones_do_not():
+    exchange = ScriptedExchange()
+    exchange.answers["authKeyExpires"] = None
+    async with exchange.open() as url:
+        connection = Connection(url)
+        async with Pipeline.create(connection) as pipeline, trio.open_nursery() as nursery:
+            pipeline.start()
+            await connection.wait_connected()
+            nursery.start_soon(connection.authenticate, KEY, SECRET)
+            await eventually(lambda: exchange.commands)
+            nursery.start_soon(connection.subscribe, "order", "trade", "position:XBTUSD")
+            await eventually(lambda: "trade" in connection.subscriptions)
+            await trio.sleep(0.1)
+            assert exchange.commands[1:] == [("subscribe", ["trade"])]
+            await exchange.send({"success": True, "request": {"op": "authKeyExpires", "args": []}})
+    assert exchange.commands[2:] == [("subscribe", ["order", "position:XBTUSD"])]
+
+
+async def test_a_sign_in_that_is_refused_says_why_and_the_connection_goes_on():
+    exchange = ScriptedExchange()
+    exchange.answers["authKeyExpires"] = {"status": 401, "error": "Signature not valid."}
+    async with exchange.open() as url:
+        connection = Connection(url)
+        async with Pipeline.create(connection) as pipeline:
+            pipeline.start()
+            await connection.wait_connected()
+            with pytest.raises(AuthenticationError, match="api_secret is not this key's") as error:
+                await connection.authenticate(KEY, SECRET)
+            assert error.value.reason == "signature" and error.value.status == 401
+            await connection.subscribe("trade")
+            assert connection.connected
+
+
+async def test_a_sign_in_without_an_answer_is_an_error_in_time(autojump_clock):
+    exchange = ScriptedExchange()
+    exchange.answers["authKeyExpires"] = None
+    async with in_memory(exchange) as connection, Pipeline.create(connection) as pipeline:
+        pipeline.start()
+        await connection.wait_connected()
+        began = trio.current_time()
+        with pytest.raises(AuthenticationError, match="no answer to authKeyExpires"):
+            await connection.authenticate(KEY, SECRET)
+        assert trio.current_time() - began == pytest.approx(10)
+
+
+async def test_a_sign_in_before_the_connection_is_opened_signs_the_handshake():
+    exchange = ScriptedExchange()
+    async with exchange.open() as url:
+        connection = Connection(url)
+        await connection.authenticate(KEY, SECRET)
+        async with Pipeline.create(connection) as pipeline:
+            pipeline.start()
+            await connection.wait_connected()
+    assert KEY.encode() in exchange.headers[0].values()
+
+
+async def test_waiting_for_a_connection_that_fails_raises_why():
+    connection = Connection("ws://127.0.0.1:1/realtime")
+    with pytest.raises(ConnectionFailed, match="port 1"):
+        async with Pipeline.create(connection) as pipeline:
+            pipeline.start()
+            await connection.wait_connected()
+
+
+async def test_topics_can_be_given_up_without_waiting():
+    exchange = ScriptedExchange()
+    async with exchange.open() as url:
+        connection = Connection(url, subscribe=["trade", "quote"])
+        async with Pipeline.create(connection) as pipeline:
+            pipeline.start()
+            await eventually(lambda: len(connection.subscriptions) == 2)
+            connection.unsubscribe_soon("trade")
+            await eventually(lambda: exchange.held == {"quote"})
+            assert connection.subscriptions == {"quote"}
+            with pytest.raises(ValueError, match="not a topic"):
+                connection.unsubscribe_soon("a b")
+
+
+async def test_the_websocket_underneath_is_there_while_the_connection_stands():
+    exchange = ScriptedExchange()
+    async with exchange.open() as url:
+        connection = Connection(url)
+        assert connection.websocket is None
+        async with Pipeline.create(connection) as pipeline:
+            pipeline.start()
+            await connection.wait_connected()
+            assert connection.websocket.closed is None and connection.websocket.path == "/realtime"
+        assert connection.websocket is None
+
+
+# --- the dead man's switch ---
+
+
+async def test_the_switch_is_set_at_once_and_every_fifteen_seconds_whatever_the_consumer_does(autojump_clock):
+    exchange = ScriptedExchange()
+    async with in_memory(exchange, **SIGNED_IN, dead_mans_switch=True, buffer_size=3) as connection:
+        async with Pipeline.create(connection) as pipeline:
+            async with pipeline.tap(max_buffer_size=0):  # opened, and never read
+                began = trio.current_time()
+                await trio.sleep(1)
+                for number in range(50):
+                    await exchange.send(f'{{"number":{number}}}')
+                await trio.sleep(60)
+                beats = [(round(at - began), ms) for at, ms in exchange.switched]
+                assert beats == [(0, 60000), (15, 60000), (30, 60000), (45, 60000), (60, 60000)]
+
+
+async def test_its_answers_are_items_and_an_attribute():
+    exchange = ScriptedExchange()
+    async with exchange.open() as url:
+        connection = Connection(url, **SIGNED_IN, dead_mans_switch=True)
+        assert connection.cancel_time is None
+        async with Pipeline.create(connection, Decoder()) as pipeline, pipeline.tap() as tap:
+            while type(item := await tap.receive()) is not CancelAllAfter:
+                pass
+            assert item.cancel_time == connection.cancel_time == "2026-01-01T00:01:00.000Z"
+        assert connection.cancel_time is None
+
+
+async def test_it_is_disarmed_when_the_body_ends_well():
+    exchange = ScriptedExchange()
+    async with exchange.open() as url:
+        connection = Connection(url, **SIGNED_IN, dead_mans_switch=True)
+        async with Pipeline.create(connection) as pipeline, pipeline.tap() as tap:
+            await tap.receive()
+            await eventually(lambda: exchange.switched)
+    assert [ms for _, ms in exchange.switched] == [60000, 0]
+
+
+async def test_a_pipeline_with_a_switch_goes_on_without_taps_so_that_it_can_be_disarmed():
+    exchange = ScriptedExchange()
+    async with exchange.open() as url:
+        connection = Connection(url, **SIGNED_IN, dead_mans_switch=True)
+        async with Pipeline.create(connection) as pipeline:
+            async with pipeline.tap() as tap:
+                await tap.receive()
+            for _ in range(10):
+                await eventually(lambda: exchange.clients)
+                await exchange.send("{}")
+            await trio.sleep(0.1)
+            assert connection.connected
+    assert [ms for _, ms in exchange.switched] == [60000, 0]
+
+
+async def test_it_stays_armed_after_an_error_of_the_body():
+    exchange = ScriptedExchange()
+    async with exchange.open() as url:
+        connection = Connection(url, **SIGNED_IN, dead_mans_switch=True)
+        with pytest.raises(ZeroDivisionError):
+            async with Pipeline.create(connection) as pipeline:
+                pipeline.start()
+                await eventually(lambda: exchange.switched)
+                raise ZeroDivisionError
+        await eventually(lambda: not exchange.clients)
+    assert [ms for _, ms in exchange.switched] == [60000]
+
+
+async def test_it_stays_armed_after_a_cancellation():
+    exchange = ScriptedExchange()
+    async with exchange.open() as url:
+        connection = Connection(url, **SIGNED_IN, dead_mans_switch=True)
+        with trio.CancelScope() as scope:
+            async with Pipeline.create(connection) as pipeline:
+                pipeline.start()
+                await eventually(lambda: exchange.switched)
+                scope.cancel()
+                await trio.sleep_forever()
+        await eventually(lambda: not exchange.clients)
+    assert [ms for _, ms in exchange.switched] == [60000]
+
+
+async def test_it_stays_armed_after_an_error_of_a_section():
+    exchange = ScriptedExchange()
+
+    async with exchange.open() as url:
+        connection = Connection(url, **SIGNED_IN, dead_mans_switch=True)
+        with pytest.raises(ZeroDivisionError):
+            async with Pipeline.create(connection, slurry.sections.Map(lambda item: 1 / 0)) as pipeline:
+                pipeline.start()
+                await trio.sleep_forever()
+        await eventually(lambda: not exchange.clients)
+    assert 0 not in [ms for _, ms in exchange.switched]
+
+
+async def test_it_stays_armed_after_ctrl_c():
+    exchange = ScriptedExchange()
+    async with exchange.open() as url:
+        connection = Connection(url, **SIGNED_IN, dead_mans_switch=True)
+        with pytest.raises(KeyboardInterrupt):
+            async with Pipeline.create(connection) as pipeline:
+                pipeline.start()
+                await eventually(lambda: exchange.switched)
+                os.kill(os.getpid(), signal.SIGINT)
+                await trio.sleep_forever()
+        await eventually(lambda: not exchange.clients)
+    assert [ms for _, ms in exchange.switched] == [60000]
+
+
+async def test_disarming_takes_two_seconds_at_most_and_says_when_it_was_not_answered(autojump_clock, caplog):
+    exchange = ScriptedExchange()
+    async with in_memory(exchange, **SIGNED_IN, dead_mans_switch=True) as connection:
+        async with Pipeline.create(connection) as pipeline:
+            pipeline.start()
+            await trio.sleep(1)
+            exchange.answers["cancelAllAfter"] = None
+            ended = trio.current_time()
+        assert trio.current_time() - ended == pytest.approx(2, abs=0.1)
+    assert [ms for _, ms in exchange.switched] == [60000, 0]
+    assert "may still be armed" in caplog.text
+
+
+async def test_disarming_is_shielded(autojump_clock):
+    exchange = ScriptedExchange()
+    async with in_memory(exchange, **SIGNED_IN, dead_mans_switch=True) as connection:
+        with trio.CancelScope() as scope:
+            async with Pipeline.create(connection) as pipeline:
+                pipeline.start()
+                await trio.sleep(1)
+                scope.cancel()  # and no checkpoint behind it: the body has ended well
+        assert [ms for _, ms in exchange.switched] == [60000, 0]
+
+
+async def test_a_switch_that_is_refused_ends_the_stream():
+    exchange = ScriptedExchange()
+    exchange.answers["cancelAllAfter"] = {"status": 403, "error": "This key cannot manage orders."}
+    async with exchange.open() as url:
+        with pytest.raises(AuthenticationError, match=r"dead man's switch.*403.*cannot manage orders"):
+            connection = Connection(url, **SIGNED_IN, dead_mans_switch=True)
+            async with Pipeline.create(connection) as pipeline:
+                pipeline.start()
+                await trio.sleep_forever()
+
+
+async def test_a_switch_that_is_refused_for_the_moment_is_tried_again(autojump_clock, caplog):
+    exchange = ScriptedExchange()
+    exchange.answers["cancelAllAfter"] = {"status": 429, "error": "Rate limit exceeded."}
+    async with in_memory(exchange, **SIGNED_IN, dead_mans_switch=True) as connection:
+        async with Pipeline.create(connection) as pipeline:
+            pipeline.start()
+            await trio.sleep(20)
+            assert connection.connected and connection.cancel_time is None
+    assert "Rate limit exceeded" in caplog.text
+    assert [ms for _, ms in exchange.switched][:2] == [60000, 60000]
+
+
+async def test_a_switch_without_answers_is_warned_of(autojump_clock, caplog):
+    exchange = ScriptedExchange()
+    exchange.answers["cancelAllAfter"] = None
+    async with in_memory(exchange, **SIGNED_IN, dead_mans_switch=True) as connection:
+        async with Pipeline.create(connection) as pipeline:
+            pipeline.start()
+            await trio.sleep(16)
+            assert "has not answered the dead man's switch" in caplog.text
+
+
+async def test_in_a_plain_slurry_pipeline_it_is_never_disarmed():
+    exchange = ScriptedExchange()
+    async with exchange.open() as url:
+        connection = Connection(url, **SIGNED_IN, dead_mans_switch=True)
+        async with slurry.Pipeline.create(connection) as pipeline, pipeline.tap() as tap:
+            async for _ in tap:
+                if exchange.switched:
+                    break
+        await eventually(lambda: not exchange.clients)
+    assert [ms for _, ms in exchange.switched] == [60000]
+
+
+# --- tracing ---
+
+
+async def test_every_message_in_and_out_is_traced_with_secrets_masked(caplog):
+    caplog.set_level(logging.DEBUG)
+    exchange = ScriptedExchange()
+    async with exchange.open() as url:
+        connection = Connection(url, **SIGNED_IN, dead_mans_switch=True, subscribe=["trade"])
+        async with Pipeline.create(connection) as pipeline, pipeline.tap(max_buffer_size=1000) as tap:
+            await connection.wait_connected()
+            await connection.authenticate(KEY, SECRET)
+            await exchange.send({"error": f"{KEY} has no rights", "status": 400, "request": {"op": "x"}})
+            await eventually(lambda: "has no rights" in caplog.text)
+            items = [tap.receive_nowait() for _ in range(tap.statistics().current_buffer_used)]
+    lines = [record.getMessage() for record in caplog.records if record.name == "bitmex_streams.wire"]
+    assert any("> " in line and '"subscribe"' in line for line in lines)
+    assert any("< " in line and "Welcome" in line for line in lines)
+    assert any("> " in line and "authKeyExpires" in line and "***" in line for line in lines)
+    assert any("< " in line and '"partial"' in line for line in lines)
+    shown = caplog.text + repr(items) + repr(connection) + repr(pipeline)
+    signed = [args[2] for op, args in exchange.commands if op == "authKeyExpires"]
+    signed += [value.decode() for value in exchange.headers[0].values() if len(value) == 64]
+    assert len(signed) == 2
+    assert not [secret for secret in (KEY, SECRET, *signed) if secret in shown]
+    assert sum(type(item) is RawMessage for item in items) >= 4
+
+
+async def test_nothing_is_traced_where_nobody_asked(caplog):
+    caplog.set_level(logging.INFO)
+    exchange = ScriptedExchange()
+    async with exchange.open() as url:
+        async with Pipeline.create(Connection(url, subscribe=["trade"])) as pipeline, pipeline.tap() as tap:
+            await tap.receive()
+    assert not [record for record in caplog.records if record.name == "bitmex_streams.wire"]

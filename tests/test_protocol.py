@@ -11,10 +11,13 @@ from bitmex_streams.protocol import (
     MAX_ARGS,
     PRIVATE_TABLES,
     PUBLIC_TABLES,
+    SWITCH_INTERVAL,
     Acknowledged,
+    Authenticated,
     ClientProtocol,
     Complaint,
     Refused,
+    SwitchSet,
     check_topic,
     covers,
 )
@@ -42,6 +45,115 @@ def send_data(protocol, table, symbol, action="insert"):
 @pytest.fixture
 def protocol():
     return ClientProtocol()
+
+
+# --- signing in ---
+
+SIGN_IN = '{"op":"authKeyExpires","args":["key",1,"signature"]}'
+
+
+def answer_sign_in(protocol, **answer):
+    return protocol.receive(json.dumps({"request": json.loads(SIGN_IN), **answer}))
+
+
+def test_a_sign_in_goes_first_and_private_topics_wait_for_its_answer(protocol):
+    protocol.subscribe(["order", "trade", "execution:XBTUSD"])
+    protocol.authenticate(lambda: SIGN_IN)
+    assert protocol.authenticating
+    assert protocol.commands() == [SIGN_IN, '{"op":"subscribe","args":["trade"]}']
+    protocol.subscribe(["margin"])
+    assert protocol.commands() == [] and not protocol.settled("margin")
+    assert answer_sign_in(protocol, success=True) == (Authenticated(),)
+    assert not protocol.authenticating
+    assert commands(protocol) == [("subscribe", ["order", "execution:XBTUSD", "margin"])]
+
+
+def test_a_private_topic_that_is_given_up_while_it_waits_is_never_sent(protocol):
+    protocol.authenticate(lambda: SIGN_IN)
+    protocol.commands()
+    protocol.subscribe(["order"])
+    protocol.commands()
+    protocol.unsubscribe(["order"])
+    answer_sign_in(protocol, success=True)
+    assert commands(protocol) == [] and protocol.settled("order")
+
+
+def test_a_sign_in_that_is_refused_lets_the_exchange_say_what_it_thinks_of_private_topics(protocol):
+    protocol.authenticate(lambda: SIGN_IN)
+    protocol.subscribe(["order"])
+    protocol.commands()
+    assert answer_sign_in(protocol, status=401, error="Invalid API Key.") == (Authenticated(401, "Invalid API Key."),)
+    assert commands(protocol) == [("subscribe", ["order"])]
+
+
+def test_a_refusal_that_does_not_repeat_the_command_is_its_answer_while_it_is_waited_for(protocol):
+    assert protocol.receive('{"status":401,"error":"Signature not valid.","meta":{}}') == ()
+    protocol.authenticate(lambda: SIGN_IN)
+    protocol.commands()
+    answer = protocol.receive('{"status":401,"error":"Signature not valid.","meta":{}}')
+    assert answer == (Authenticated(401, "Signature not valid."),)
+
+
+def test_a_sign_in_is_of_one_connection(protocol):
+    protocol.authenticate(lambda: SIGN_IN)
+    protocol.subscribe(["order"])
+    protocol.commands()
+    protocol.disconnected()
+    assert not protocol.authenticating
+    assert commands(protocol) == [("subscribe", ["order"])]
+
+
+# --- the dead man's switch ---
+
+
+def answer_switch(protocol, cancel_time, args=60000, **answer):
+    request = {"op": "cancelAllAfter", "args": args}
+    return protocol.receive(json.dumps({"now": "x", "cancelTime": cancel_time, "request": request, **answer}))
+
+
+def test_the_switch_is_set_at_once_and_then_on_its_rhythm(protocol):
+    assert protocol.commands(100.0) == [] and protocol.switch_due == float("inf")
+    protocol.arm(100.0)
+    assert protocol.switch_due == 100.0
+    assert protocol.commands(100.0) == ['{"op":"cancelAllAfter","args":60000}']
+    assert protocol.switch_due == 100.0 + SWITCH_INTERVAL == 115.0
+    assert protocol.commands(114.9) == []
+    assert commands(protocol) == [], "where no time is given, nothing is due"
+    assert protocol.commands(115.0) == ['{"op":"cancelAllAfter","args":60000}']
+    assert protocol.switch_due == 130.0
+
+
+def test_its_answers_say_until_when(protocol):
+    protocol.arm(0.0)
+    protocol.commands(0.0)
+    assert protocol.cancel_time is None and not protocol.switch_settled
+    assert answer_switch(protocol, "2026-01-01T00:01:00.000Z") == (SwitchSet("2026-01-01T00:01:00.000Z"),)
+    assert protocol.cancel_time == "2026-01-01T00:01:00.000Z" and protocol.switch_settled
+    refused = answer_switch(protocol, None, error="Rate limit exceeded.", status=429)
+    assert refused == (SwitchSet(None, 429, "Rate limit exceeded."),)
+    assert protocol.cancel_time == "2026-01-01T00:01:00.000Z", "it is still the last that was set"
+
+
+def test_disarming_is_sent_once_and_settled_by_its_answer(protocol):
+    assert not protocol.disarm() and protocol.switch_settled, "there was nothing to disarm"
+    protocol.arm(0.0)
+    protocol.commands(0.0)
+    answer_switch(protocol, "2026-01-01T00:01:00.000Z")
+    assert protocol.disarm() and not protocol.switch_settled
+    assert protocol.commands(15.0) == ['{"op":"cancelAllAfter","args":0}']
+    assert protocol.commands(30.0) == [] and not protocol.switch_settled
+    answer_switch(protocol, 0, args=0)
+    assert protocol.switch_settled and protocol.cancel_time is None
+
+
+def test_the_switch_waits_for_a_sign_in(protocol):
+    protocol.authenticate(lambda: SIGN_IN)
+    protocol.arm(0.0)
+    assert protocol.switch_due == float("inf")
+    assert protocol.commands(0.0) == [SIGN_IN]
+    answer_sign_in(protocol, success=True)
+    assert protocol.switch_due == 0.0
+    assert protocol.commands(1.0) == ['{"op":"cancelAllAfter","args":60000}']
 
 
 # --- topics ---

@@ -12,10 +12,24 @@ from typing import Any
 
 from msgspec.structs import replace
 
-from ..messages import Bar, BookUpdate, StateLost, TableMessage, TableUpdate, symbol_of
+from ..messages import (
+    Bar,
+    BookUpdate,
+    Fill,
+    FillsMissing,
+    OrderState,
+    Position,
+    StateLost,
+    TableMessage,
+    TableUpdate,
+    Ticker,
+    symbol_of,
+)
 from ..operator import Operator
 
 __all__ = ["SymbolFilter", "TableFilter"]
+
+_OF_A_SYMBOL = frozenset({Bar, BookUpdate, Fill, FillsMissing, OrderState, Position, Ticker})
 
 
 def _bare(names: tuple[str, ...], section: str, what: str, example: str) -> None:
@@ -32,9 +46,9 @@ class SymbolFilter(Operator):
     """Let through what is of the given symbols (str, as ``"XBTUSD"``).
 
     A `TableMessage` or `TableUpdate` with rows of several symbols is narrowed to a new one; where all rows match, the
-    same object passes. `BookUpdate` and `Bar` pass by their symbol. Rows without a symbol (margin, wallet, chat, ...;
-    also those whose symbol is no str) and everything else pass: connections, answers of the exchange, items of other
-    kinds.
+    same object passes. `BookUpdate`, `Bar`, `OrderState`, `Fill`, `FillsMissing`, `Position` and `Ticker` pass by their
+    symbol. Rows without a symbol (margin, wallet, chat, ...; also those whose symbol is no str), a `FillsMissing` that
+    concerns any, and everything else pass: `MarginState`, connections, answers of the exchange, items of other kinds.
 
     Raises ValueError without a symbol, or for a topic (``"trade:XBTUSD"``) in place of one.
     """
@@ -46,7 +60,7 @@ class SymbolFilter(Operator):
 
     def process(self, item: Any) -> Iterable[Any]:
         kind = type(item)
-        if kind is BookUpdate or kind is Bar:
+        if kind in _OF_A_SYMBOL:
             return (item,) if item.symbol in self._wanted else ()
         if kind is TableMessage or kind is TableUpdate:
             wanted = self._wanted
@@ -75,7 +89,8 @@ class SymbolFilter(Operator):
 class TableFilter(Operator):
     """Let through what is of the given tables (str, as ``"trade"``).
 
-    `TableMessage`, `TableUpdate` and `BookUpdate` pass by their table; everything else passes.
+    `TableMessage`, `TableUpdate` and `BookUpdate` pass by their table; everything else passes, the items of an account
+    (`OrderState`, `Fill`, ...) among it.
 
     Raises ValueError without a table, or for a topic (``"trade:XBTUSD"``) in place of one.
     """

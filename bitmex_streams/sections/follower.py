@@ -27,7 +27,8 @@ class Follower(Operator):
 
     Deltas of a topic count from its first partial on, and from a loss of state not before the next one. State is lost
     as the `TableApplier` says (action ``stale``), and by what a hook refuses with a ValueError: that is logged, and a
-    new partial is asked for by ``resync(topic)``.
+    new partial is asked for by ``resync(topic)``. Where that is refused as well, none is asked for again: the next one
+    would be no better, and the exchange would be asked without end.
 
     Raises TypeError for a `TableMessage` of its tables: there is no `TableApplier` before it.
     """
@@ -38,6 +39,7 @@ class Follower(Operator):
     def __init__(self, *, resync: Callable[[str], None] | None = None) -> None:
         self.resync = resync
         self._coverage = Coverage()
+        self._refused: set[tuple[str, str]] = set()  # source and name of the topics whose last partial was refused
 
     def load(self, update: TableUpdate, topic: Topic) -> Iterable[Any]:
         """A partial: its rows are all that there is of ``topic`` (`Topic.covers` tells whether a row known before is
@@ -101,11 +103,15 @@ class Follower(Operator):
         if action == "partial":
             topic = Topic(update.table, update.filter, source)
             coverage.cover(topic)
+            name = source, topic.name
             try:
                 for told in self.load(update, topic):
                     out.append(told)  # one by one: what came before an error counts
+                self._refused.discard(name)
             except ValueError as error:
-                out += self._contradicted(topic, f"a partial cannot be taken: {error}", update.received)
+                ask = name not in self._refused
+                self._refused.add(name)
+                out += self._contradicted(topic, f"a partial cannot be taken: {error}", update.received, ask=ask)
         else:
             for row in update.rows:  # none where the action is stale
                 found = coverage.find(update.table, row)
@@ -118,11 +124,11 @@ class Follower(Operator):
                     out += self._contradicted(found, str(error), update.received)
         return out
 
-    def _contradicted(self, topic: Topic, reason: str, received: int) -> Iterable[Any]:
+    def _contradicted(self, topic: Topic, reason: str, received: int, *, ask: bool = True) -> Iterable[Any]:
         """What was sent cannot be: the topic is stale, and a new partial is asked for."""
         topic.stale = f"{topic.name}: {reason}"
         log.warning("state lost: %s", topic.stale)
-        if self.resync is not None:
+        if ask and self.resync is not None:
             self.resync(topic.name)
         return self.lose(topic, received)
 

@@ -11,11 +11,17 @@ from bitmex_streams.messages import (
     BookUpdate,
     Connected,
     Disconnected,
+    Fill,
+    FillsMissing,
+    MarginState,
+    OrderState,
     Pong,
+    Position,
     StateLost,
     Subscribed,
     TableMessage,
     TableUpdate,
+    Ticker,
 )
 from bitmex_streams.sections.filters import SymbolFilter, TableFilter
 
@@ -24,6 +30,20 @@ MIXED = [{"symbol": "XBTUSD", "id": 1}, {"symbol": "ETHUSD", "id": 2}, {"symbol"
 
 def book(symbol, stale=False, table="orderBookL2"):
     return BookUpdate(symbol, None, None, None, stale, None, 0, None, table)
+
+
+def of_an_account(symbol, stale=False):
+    """One item of each kind that is of one symbol of an account, and a ticker."""
+    numbers = dict.fromkeys(["size", "leaves", "filled", "realized", "unrealized", "net"], 0)
+    values = numbers | {"symbol": symbol, "stale": stale}
+    return [
+        kind(**{field: values.get(field) for field in kind.__struct_fields__})
+        for kind in (OrderState, Fill, Position, Ticker)
+    ]
+
+
+def margin_state(currency):
+    return MarginState(**dict.fromkeys(MarginState.__struct_fields__) | {"currency": currency})
 
 
 def through(section, *items):
@@ -77,6 +97,20 @@ def test_books_and_bars_pass_by_their_symbol():
     assert through(SymbolFilter("ETHUSD"), bar) == []
 
 
+def test_what_is_of_an_account_passes_by_its_symbol_marks_among_it():
+    mine = [*of_an_account("XBTUSD"), *of_an_account("XBTUSD", stale=True)]
+    others = [*of_an_account("ETHUSD"), *of_an_account("ETHUSD", stale=True)]
+    assert through(SymbolFilter("XBTUSD"), *mine, *others) == mine
+    assert through(SymbolFilter("ETHUSD"), *mine, *others) == others
+    assert through(SymbolFilter("XBTUSD", "ETHUSD"), *mine, *others) == [*mine, *others]
+
+
+def test_missing_fills_of_any_symbol_concern_all():
+    any_symbol, mine = FillsMissing(1, "a", "why"), FillsMissing(1, "a", "why", symbol="XBTUSD")
+    other = FillsMissing(1, "a", "why", symbol="ETHUSD")
+    assert through(SymbolFilter("XBTUSD"), any_symbol, mine, other) == [any_symbol, mine]
+
+
 def test_marks_of_other_symbols_are_narrowed_away_and_all_others_pass():
     gone = [
         book("ETHUSD", stale=True),
@@ -97,7 +131,8 @@ def test_marks_of_other_symbols_are_narrowed_away_and_all_others_pass():
 
 
 def test_what_has_no_symbol_passes():
-    items = [TableMessage("margin", "update", [{"account": 1}], 1), Pong(1), Subscribed("trade", 1), 7, "text", None]
+    margin = [TableMessage("margin", "update", [{"account": 1}], 1), margin_state("XBt")]
+    items = [*margin, Pong(1), Subscribed("trade", 1), 7, "text", None]
     assert through(SymbolFilter("XBTUSD"), *items) == items
 
 
@@ -142,6 +177,11 @@ def test_marks_of_other_tables_are_narrowed_away_and_all_others_pass():
     kept = [StateLost(1, "a", "why", "trade:XBTUSD"), StateLost(1, "a", "why", "trade"), StateLost(1, "a", "why"),
             Connected(1), Disconnected(1), Pong(1), 7]
     assert through(TableFilter("trade"), StateLost(1, "a", "why", "quote"), *kept) == kept
+
+
+def test_what_is_of_an_account_is_of_no_table_and_passes():
+    items = [*of_an_account("XBTUSD"), margin_state("XBt"), FillsMissing(1, "a", "why")]
+    assert through(TableFilter("trade"), *items) == items
 
 
 # --- both ---

@@ -228,6 +228,19 @@ def test_a_partial_that_cannot_be_taken_is_a_loss_of_state_and_what_came_before_
     assert "a partial cannot be taken: its amount is no whole number" in caplog.text
 
 
+def test_a_partial_that_is_refused_again_and_again_is_not_asked_for_without_end():
+    balances = Balances()
+    line = Line(balances)
+    for _ in range(5):
+        line.feed(partial(margin("much")))
+    assert line.asked == ["margin"]
+    line.feed(partial(margin(5)), delta("update", margin("much")), partial(margin("much")), partial(margin("much")))
+    assert line.asked == ["margin"] * 3  # for the update, and for the partial that came then
+    assert balances.stale
+    line.feed(partial(margin(5)))
+    assert not balances.stale
+
+
 # --- reading fields ---
 
 

@@ -28,13 +28,21 @@ class BitMEXStreamsError(Exception):
 class ConnectionFailed(BitMEXStreamsError):
     """A connection could not be made.
 
-    ``status`` is the HTTP status (int) of a server that refused the handshake, else None; the cause (an OSError, an
-    ssl.SSLError, ...) is chained as ``__cause__``.
+    ``status`` is the HTTP status (int) of a server that refused the handshake, else None; ``retry_after`` the seconds
+    that it asked to wait, where it did. ``final``: whether trying again cannot help (a certificate that does not
+    verify, a refusal with status 401, 403, 404 or another of the client's own). The cause (an OSError, an ssl.SSLError,
+    ...) is chained as ``__cause__``.
     """
 
-    def __init__(self, message: str, *, status: int | None = None) -> None:
+    def __init__(
+        self, message: str, *, status: int | None = None, retry_after: float | None = None, final: bool | None = None
+    ) -> None:
         super().__init__(message)
         self.status = status
+        self.retry_after = retry_after
+        if final is None:
+            final = status is not None and 400 <= status < 500 and status not in (408, 425, 429)
+        self.final = final
 
 
 class ConnectionClosed(BitMEXStreamsError):
@@ -42,13 +50,15 @@ class ConnectionClosed(BitMEXStreamsError):
 
     ``code`` is the websocket close code (int; 1006 where the connection broke without one, 1005 where the server's
     close gave none, 1009 or 1002, 1003, 1007 also where this side could not take what the server sent: the message
-    says which), ``reason`` its text.
+    says which), ``reason`` its text. ``final``: whether connecting again cannot help (a message was larger than
+    allowed).
     """
 
-    def __init__(self, message: str, *, code: int = 1006, reason: str = "") -> None:
+    def __init__(self, message: str, *, code: int = 1006, reason: str = "", final: bool = False) -> None:
         super().__init__(message)
         self.code = code
         self.reason = reason
+        self.final = final
 
 
 class AuthenticationError(BitMEXStreamsError):

@@ -42,6 +42,10 @@ MAX_ARGS = 20
 """The most topics that BitMEX takes in one command."""
 SWITCH_TIMEOUT = 60_000
 """Milliseconds after the last ``cancelAllAfter`` at which the exchange cancels all orders."""
+MAX_GAP = 60.0
+"""Seconds that a topic which is asked for anew again and again may have to wait."""
+MAX_RETRIES = 3
+"""How often a topic that was in force on an earlier connection is asked for again when a later one refuses it."""
 SWITCH_INTERVAL = 15.0
 """Seconds between one ``cancelAllAfter`` and the next."""
 
@@ -75,6 +79,8 @@ class Refused(msgspec.Struct, frozen=True):
     topic: str
     status: int | None
     error: str
+    retried: bool = False
+    """Whether it is asked for again by itself, later: the topic was in force on an earlier connection."""
 
 
 class Authenticated(msgspec.Struct, frozen=True):
@@ -135,11 +141,18 @@ _decode_rows = msgspec.json.Decoder(list[_Row]).decode
 class _Topic:
     """One topic's state; this module's top explains the three."""
 
-    __slots__ = ("again", "held", "refusal", "sent", "unanswered", "wanted")
+    __slots__ = (
+        "again", "asked_at", "due", "gap", "held", "proven", "refusal", "retries", "sent", "unanswered", "wanted",
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.wanted = self.sent = self.held = False
         self.again = False  # wanted anew: unsubscribe, then subscribe
+        self.due = inf  # when it goes on the wire, where that has to wait (`ClientProtocol.due`)
+        self.asked_at = -inf  # when it was last asked for anew
+        self.gap = 0.0  # how long to wait before it is asked for anew once more
+        self.proven = False  # it was held, on this connection or an earlier one
+        self.retries = 0  # how often it was refused since
         self.unanswered: deque[Op] = deque(maxlen=8)  # bounded: some servers never answer
         self.refusal: Refused | None = None
 
@@ -184,6 +197,7 @@ class ClientProtocol:
         self._mute = False  # data has answered a subscription, and nothing was acknowledged so far
         self._topics: dict[str, _Topic] = {}
         self._changed: dict[str, None] = {}  # a set that keeps its order
+        self._later: dict[str, None] = {}  # those that wait until they are due
         self._awaited: frozenset[str] = frozenset()  # tables whose data may answer a subscription
 
     # --- what the user wants ---
@@ -217,24 +231,37 @@ class ClientProtocol:
             self._want(name, False)
         return known
 
-    def resync(self, topic: str | None = None) -> bool:
-        """Ask anew for what is in force of ``topic`` (None: for all), so that new partials come. True if there is news
-        to send.
+    def resync(self, topic: str | None = None, now: float = 0.0) -> list[str]:
+        """Ask anew for what is in force of ``topic`` (None: for all), so that new partials come, at ``now`` (s, on the
+        clock of `arm`). The topics for which that is news.
 
         Also takes a topic that a subscribed one covers, or the other way round. Nothing happens while such a request
-        is under way: its partial is still to come.
+        is under way: its partial is still to come. A topic that is asked for again and again is asked for more and
+        more rarely: each time after twice the wait, up to a minute; after a quiet minute at once.
         """
-        changed = False
+        asked = []
         for name, state in self._topics.items():
             concerned = topic is None or covers(name, topic) or covers(topic, name)
             if concerned and state.wanted and state.held and not state.again and not state.unanswered:
-                state.again = changed = True
-                self._changed[name] = None
-        return changed
+                asked.append(name)
+                state.again = True
+                if now - state.asked_at > MAX_GAP:
+                    state.gap = 0.0
+                state.due = max(now, state.asked_at + state.gap)
+                state.asked_at = state.due
+                state.gap = min(MAX_GAP, 2 * state.gap or 1.0)
+                self._delay(name)
+        return asked
+
+    def _delay(self, name: str) -> None:
+        """A topic goes on the wire when it is due."""
+        self._changed.pop(name, None)
+        self._later[name] = None
 
     def _want(self, name: str, wanted: bool) -> None:
         topic = self._topics.setdefault(name, _Topic())
-        topic.wanted, topic.refusal = wanted, None
+        topic.wanted, topic.refusal, topic.retries = wanted, None, 0
+        self._later.pop(name, None)
         self._changed[name] = None
 
     def authenticate(self, command: Callable[[], str]) -> None:
@@ -257,6 +284,11 @@ class ClientProtocol:
         not before an answer has come.
         """
         return inf if self.authenticating else self._switch_due
+
+    @property
+    def due(self) -> float:
+        """When `commands` has something to say by itself (s, on the clock of `arm`); inf: never."""
+        return min([self.switch_due, *(self._topics[name].due for name in self._later)])
 
     @property
     def switch_settled(self) -> bool:
@@ -295,6 +327,8 @@ class ClientProtocol:
         for topic in self._topics.values():
             topic.sent = topic.held = topic.again = False
             topic.unanswered.clear()
+            topic.retries = 0
+        self._later.clear()
         self._changed = {name: None for name, topic in self._topics.items() if topic.wanted}
         self._awaited = frozenset()
         self.acknowledges = self._mute = False
@@ -310,6 +344,9 @@ class ClientProtocol:
         JSON texts with at most `MAX_ARGS` topics each. Whoever takes them must send them.
         """
         leave, join, first, waiting = [], [], [], []
+        for name in [name for name in self._later if self._topics[name].due <= now or now == -inf]:
+            del self._later[name]
+            self._changed[name] = None
         if self._authentication is not None:
             first.append(self._authentication())
             self._authentication, self._authenticating = None, True
@@ -338,8 +375,8 @@ class ClientProtocol:
         # What is given up goes first: it may overlap with what is asked for.
         return [*first, *_commands("unsubscribe", leave), *_commands("subscribe", join)]
 
-    def receive(self, data: str | bytes) -> Sequence[Answer]:
-        """What a message that arrived means for the commands: most often nothing.
+    def receive(self, data: str | bytes, now: float = 0.0) -> Sequence[Answer]:
+        """What a message that arrived at ``now`` (s, on the clock of `arm`) means for the commands: most often nothing.
 
         Never raises: others judge its content.
         """
@@ -365,7 +402,7 @@ class ClientProtocol:
                 if answer.error is None:
                     self.cancel_time = answer.cancel_time
             else:
-                self._take_answer(answer)
+                self._take_answer(answer, now)
         if answers:
             self.acknowledges = self.acknowledges or message.table is None
             self._mute = not self.acknowledges
@@ -423,9 +460,11 @@ class ClientProtocol:
             if f"{'already' if op == 'subscribe' else 'not'} subscribed" in error.lower():
                 yield Acknowledged(op, name)  # it is as we want it
             else:
-                yield Refused(op, name, status, error)
+                topic = self._topics[name]
+                retried = op == "subscribe" and topic.proven and topic.wanted and topic.retries < MAX_RETRIES
+                yield Refused(op, name, status, error, retried)
 
-    def _take_answer(self, answer: Acknowledged | Refused) -> None:
+    def _take_answer(self, answer: Acknowledged | Refused, now: float) -> None:
         name = answer.topic
         topic = self._topics.setdefault(name, _Topic())
         awaited = answer.op in topic.unanswered
@@ -434,11 +473,20 @@ class ClientProtocol:
             pass
         if isinstance(answer, Refused):
             topic.refusal = answer
-            if not topic.unanswered:  # a later command says otherwise: it will be answered too
-                topic.sent = topic.held = answer.op == "unsubscribe"
+            if topic.unanswered:  # a later command says otherwise: it will be answered too
+                return
+            topic.sent = topic.held = answer.op == "unsubscribe"
+            if answer.retried:
+                topic.retries += 1
+                topic.due = now + 2.0**topic.retries
+                self._delay(name)
+            else:
                 topic.wanted = topic.wanted and name in self._changed
+                topic.proven = False
             return
         topic.held = answer.op == "subscribe"
+        if topic.held:
+            topic.proven, topic.retries = True, 0
         if not awaited and not topic.unanswered and name not in self._changed:
             topic.wanted = topic.sent = topic.held  # asked for in the URL, or by a command of the user's own making
 
@@ -453,6 +501,7 @@ class ClientProtocol:
             for name, topic in self._topics.items()
             if topic.wanted or topic.held or topic.unanswered or topic.refusal or name in self._changed
         }
+        self._later = {name: None for name in self._later if name in self._topics}
         # Where commands are acknowledged, data says nothing: it may still be of an earlier, overlapping subscription.
         self._awaited = frozenset(
             name.partition(":")[0]

@@ -13,7 +13,9 @@ import contextlib
 import re
 import socket
 import ssl
+import time
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Sequence
+from email.utils import parsedate_to_datetime
 from types import SimpleNamespace
 from typing import Any, Protocol
 from urllib.parse import urlsplit
@@ -23,6 +25,7 @@ import trio
 import trio_websocket
 from slurry_websocket import Websocket
 from wsproto.connection import ConnectionState
+from wsproto.events import Ping
 from wsproto.utilities import LocalProtocolError
 
 from .errors import ConnectionFailed
@@ -33,6 +36,8 @@ CONNECT_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 2.0
 MAX_MESSAGE_SIZE = 64 * 2**20  # partials of every symbol are some 5 MB
 CHUNK = 2**16
+MAX_RETRY_AFTER = 3600.0  # a server that asks for more than an hour is asked again after one
+USER_TIMEOUT = 30_000  # ms that what was sent may stay unacknowledged by the other host before TCP gives up
 REFUSAL_GRACE = 0.5  # seconds that the text of a refusal has to arrive: some have no length, and no end
 
 
@@ -68,7 +73,11 @@ class Transport(Protocol):
         """Send one text message. Not safe to cancel. Raises `TransportClosed`."""
 
     async def ping(self) -> None:
-        """Send a ping frame and wait for its pong. Raises `TransportClosed`."""
+        """Send a ping frame; its pong shows in `heard`. Not safe to cancel. Raises `TransportClosed`."""
+
+    @property
+    def heard(self) -> float:
+        """When (on trio's clock) something last came from the server, be it half a message."""
 
     async def aclose(self, code: int = 1000, reason: str | None = None) -> None:
         """Close with a close handshake; when cancelled (already), without one.
@@ -107,6 +116,8 @@ class Wire(trio.abc.Stream):
         self._stream = stream
         self._on_refusal = on_refusal
         self._shaking_hands = True
+        self.heard = trio.current_time()
+        """When (on trio's clock) something last came from the server."""
         self.head = b""
         """The first bytes that the server sent: the answer to the handshake. The libraries tell of a refusal only when
         it is complete.
@@ -119,6 +130,21 @@ class Wire(trio.abc.Stream):
         return int(found[1]) if found else None
 
     @property
+    def retry_after(self) -> float | None:
+        """The seconds that the answer asks to wait (``Retry-After``, as a number or a date), None where it does not."""
+        found = re.search(rb"\r\nretry-after: *([^\r\n]+)", self.head.partition(b"\r\n\r\n")[0], re.IGNORECASE)
+        if found is None:
+            return None
+        value = found[1].decode("latin-1").strip()
+        if value.isdecimal():
+            return min(float(value), MAX_RETRY_AFTER)
+        try:
+            until = parsedate_to_datetime(value).timestamp()
+        except (TypeError, ValueError, OverflowError):
+            return None
+        return min(max(0.0, until - time.time()), MAX_RETRY_AFTER)
+
+    @property
     def words(self) -> str:
         """What a refusal says in its body, shortened, where that is text."""
         body = self.head.partition(b"\r\n\r\n")[2][:500].decode("utf-8", "replace")
@@ -126,6 +152,7 @@ class Wire(trio.abc.Stream):
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
         data: bytes = await self._stream.receive_some(CHUNK)
+        self.heard = trio.current_time()
         if self._shaking_hands:
             self.head += data[:CHUNK]
             if not b"HTTP/".startswith(self.head[:5]):
@@ -204,7 +231,10 @@ class Dialer:
 
     async def _open_tcp(self, host: str, port: int) -> trio.abc.Stream:
         try:
-            return await trio.open_tcp_stream(host, port)
+            stream = await trio.open_tcp_stream(host, port)
+            if (option := getattr(socket, "TCP_USER_TIMEOUT", None)) is not None:  # Linux
+                stream.setsockopt(socket.IPPROTO_TCP, option, USER_TIMEOUT)
+            return stream
         except OSError as exc:
             raise ConnectionFailed(f"no connection to {self.url}: {_explain(exc, host, port)}") from exc
 
@@ -228,7 +258,8 @@ class Dialer:
                 )
             else:
                 why = f"the TLS handshake with {whose} failed ({cause}); does it speak it? (ws:// is without)"
-            raise ConnectionFailed(f"no connection to {self.url}: {why}") from cause
+            final = isinstance(cause, ssl.SSLCertVerificationError)
+            raise ConnectionFailed(f"no connection to {self.url}: {why}", final=final) from cause
         return tls
 
     async def _shake_hands(self, nursery: trio.Nursery, wire: Wire) -> None:
@@ -247,6 +278,7 @@ class Dialer:
             return ConnectionFailed(
                 f"{self.url} refused the connection with HTTP status {status}{said}{_ADVICE.get(status, '')}",
                 status=status,
+                retry_after=wire.retry_after,
             )
         how = "closed the connection during the handshake"
         if wire.head:
@@ -366,20 +398,22 @@ class WebsocketTransport(Dialer, Websocket):
         ) as exc:
             raise self._closed() from exc
 
-    async def ping(self, payload: bytes | None = None) -> None:
+    async def ping(self) -> None:
         """See `Transport.ping`."""
         try:
-            with self._ending_with_reader():
-                await self._connection.ping(payload)
-                return
+            await self._connection._send(Ping())  # `ping` would wait for the pong, and be cancelled half-way
         except (
             trio_websocket.ConnectionClosed,
             LocalProtocolError,
             trio.BrokenResourceError,
             trio.ClosedResourceError,
-        ):
-            pass
-        raise self._closed()
+        ) as exc:
+            raise self._closed() from exc
+
+    @property
+    def heard(self) -> float:
+        """See `Transport.heard`."""
+        return self._wire.heard if self._wire is not None else trio.current_time()
 
     def _closed(self) -> TransportClosed:
         closed = self._connection.closed

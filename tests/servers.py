@@ -201,7 +201,7 @@ async def in_memory(exchange: ScriptedExchange, **options: Any) -> AsyncIterator
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(serve)
-        yield Connection("ws://in.memory/realtime", transport=partial(WebsocketTransport, stream=ours), **options)
+        yield Connection("ws://in.memory/realtime", transport=partial(WebsocketTransport, stream=ours), reconnect=None, **options)
         await theirs.aclose()
         nursery.cancel_scope.cancel()
 

@@ -404,7 +404,7 @@ def test_a_resync_unsubscribes_and_subscribes_once_while_it_is_under_way():
 )
 def test_a_resync_takes_the_topics_that_cover_or_are_covered(topic, sent):
     protocol = subscribed("orderBookL2", "trade:A", "trade:B")
-    assert protocol.resync(topic) is bool(sent)
+    assert bool(protocol.resync(topic)) is bool(sent)
     assert [args for _, args in commands(protocol)] == ([sent, sent] if sent else [])
 
 

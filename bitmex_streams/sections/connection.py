@@ -12,8 +12,10 @@ from __future__ import annotations
 import logging
 import ssl
 import time
+from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from math import inf
 from typing import Any
 
 import msgspec
@@ -29,14 +31,15 @@ from ..operator import Source
 from ..protocol import (
     PRIVATE_TABLES,
     PUBLIC_TABLES,
+    Acknowledged,
     Answer,
     Authenticated,
     ClientProtocol,
     Complaint,
     Refused,
-    SwitchSet,
     check_topic,
 )
+from ..reconnect import Backoff, Reconnect, is_final
 from ..transport import (
     CLOSE_TIMEOUT,
     CONNECT_TIMEOUT,
@@ -47,7 +50,7 @@ from ..transport import (
     check_url,
 )
 
-__all__ = ["NETWORKS", "Connection"]
+__all__ = ["NETWORKS", "Connection", "ConnectionStatistics"]
 
 NETWORKS = {"mainnet": "wss://ws.bitmex.com/realtime", "testnet": "wss://ws.testnet.bitmex.com/realtime"}
 """The networks that have a name, and their URLs (https://www.bitmex.com/app/wsAPI). BitMEX closed on 2026-09-23."""
@@ -58,8 +61,37 @@ wire = logging.getLogger("bitmex_streams.wire")
 FAREWELL = 2.0
 """Seconds that disarming the dead man's switch may take, when the work has ended well."""
 
+_RECONNECT = Reconnect()
+
 LostCallback = Callable[[str, str], None]
 _COMMANDS = None  # in the outbox: what the protocol has to say, as it is when its turn comes
+
+
+class ConnectionStatistics(msgspec.Struct, frozen=True):
+    """What `Connection.stats` says, as of now. Counters begin with the `Connection` and never go back.
+
+    ``connected``: whether it stands; ``connections``: how often it was made; ``reconnects``: how often it was made
+    again. ``messages``, ``bytes``: received, of text as it came. ``resyncs``: topics that were asked for anew. ``lag``:
+    seconds from the arrival of a message to when the pipeline took it, of the batch taken last. ``waiting``,
+    ``waiting_bytes``: messages read ahead, and their size. ``subscriptions``: topics in force.
+    """
+
+    connected: bool
+    connections: int
+    reconnects: int
+    messages: int
+    bytes: int
+    resyncs: int
+    lag: float
+    waiting: int
+    waiting_bytes: int
+    subscriptions: int
+
+
+class _Counters:
+    def __init__(self) -> None:
+        self.connections = self.messages = self.bytes = self.resyncs = 0
+        self.lag = 0.0
 
 
 class Connection(Source):
@@ -117,6 +149,9 @@ class Connection(Source):
         dead_mans_switch: bool = False,
         connect_timeout: float = CONNECT_TIMEOUT,
         subscribe_timeout: float = 10.0,
+        reconnect: Reconnect | None = _RECONNECT,
+        heartbeat: float = 5.0,
+        resync_every: float | None = None,
         max_lag: float = 10.0,
         buffer_size: int = 10_000,
         buffer_bytes: int = 2**26,
@@ -130,6 +165,8 @@ class Connection(Source):
             ("connect_timeout", connect_timeout),
             ("subscribe_timeout", subscribe_timeout),
             ("max_lag", max_lag),
+            ("heartbeat", heartbeat),
+            ("resync_every", inf if resync_every is None else resync_every),
             ("buffer_size", buffer_size),
             ("buffer_bytes", buffer_bytes),
             ("max_message_size", max_message_size),
@@ -149,6 +186,9 @@ class Connection(Source):
         self.keeps_running = dead_mans_switch
         self.connect_timeout = connect_timeout
         self.subscribe_timeout = subscribe_timeout
+        self.reconnect = reconnect
+        self.heartbeat = heartbeat
+        self.resync_every = resync_every
         self.max_lag = max_lag
         self.buffer_size = buffer_size
         self.buffer_bytes = buffer_bytes
@@ -156,6 +196,8 @@ class Connection(Source):
         self._ssl_context = ssl_context
         self._transport = transport
         self._protocol = ClientProtocol()
+        self._counters = _Counters()
+        self._proven: set[str] = set()  # topics that were in force, and were not given up
         self._session: _Session | None = None
         self._ended = False
         self._failure: Exception | None = None  # what ended the last session
@@ -179,11 +221,29 @@ class Connection(Source):
         return self._protocol.subscriptions if self.connected else frozenset()
 
     @property
+    def stats(self) -> ConnectionStatistics:
+        """Counters and gauges of this connection, read at any time."""
+        counters, inbox = self._counters, self._session.inbox if self._session is not None else None
+        return ConnectionStatistics(
+            connected=self.connected,
+            connections=counters.connections,
+            reconnects=max(0, counters.connections - 1),
+            messages=counters.messages,
+            bytes=counters.bytes,
+            resyncs=counters.resyncs,
+            lag=counters.lag,
+            waiting=0 if inbox is None else len(inbox),
+            waiting_bytes=0 if inbox is None else inbox.bytes,
+            subscriptions=len(self.subscriptions),
+        )
+
+    @property
     def websocket(self) -> Any:
         """The `trio_websocket.WebSocketConnection` underneath, while the connection stands and the transport has one,
         else None. Sending on it is not safe while the Connection works: it is there to be looked at.
         """
-        return getattr(self._session.transport, "websocket", None) if self._session and self.connected else None
+        link = self._session.link if self._session is not None else None
+        return getattr(link.transport, "websocket", None) if link is not None and link.up else None
 
     @property
     def cancel_time(self) -> str | None:
@@ -277,8 +337,7 @@ class Connection(Source):
         A topic that a subscribed one covers, or that covers subscribed ones, stands for those. Nothing happens for
         what is not subscribed, or while such a request is under way.
         """
-        if self._protocol.resync(topic):
-            self._wake_writer()
+        self._ask_anew(topic)
 
     def watch(self, callback: LostCallback) -> Callable[[], None]:
         """Have ``callback(source, reason)`` called, at once and ahead of the stream, when all state of this connection
@@ -292,8 +351,8 @@ class Connection(Source):
         self._watchers.append(callback)
         if self._session is not None:
             callback(self.url, CONNECTING)
-            if self._session.ended_by:
-                callback(self.url, self._session.ended_by)
+            if self._ended:
+                callback(self.url, self._session.lost_by)
 
         def unwatch() -> None:
             if callback in self._watchers:
@@ -339,6 +398,16 @@ class Connection(Source):
         if self._session is not None:
             self._session.wake_writer()
 
+    def _ask_anew(self, topic: str | None) -> None:
+        if asked := self._protocol.resync(topic, trio.current_time()):
+            self._counters.resyncs += len(asked)
+            log.info("%s is asked anew for %s", self.url, ", ".join(asked))
+            self._wake_writer()
+
+    def _delivered(self, received: int, now: int) -> None:
+        """A batch was taken, whose oldest item was received then (ns)."""
+        self._counters.lag = (now - received) / 1e9
+
     def _lose_state(self, reason: str) -> None:
         for callback in list(self._watchers):
             callback(self.url, reason)
@@ -369,9 +438,11 @@ class Connection(Source):
 
     def _answer_deadline(self, since: float) -> float:
         session = self._session
-        if session is not None:  # connecting has a timeout of its own
-            since = max(since, session.connected_at)
-        return since + self.subscribe_timeout
+        if session is None:
+            return since + self.subscribe_timeout
+        if session.link is None or not session.link.up:  # connecting has a timeout of its own, or none
+            return inf
+        return max(since, session.link.up_at) + self.subscribe_timeout
 
     def _unanswered(self, topics: list[str], earlier: Complaint | None) -> SubscriptionError:
         session, complaint, status = self._session, self._protocol.complaint, None
@@ -400,25 +471,158 @@ class Connection(Source):
 
 
 class _Session:
-    """One life of a `Connection`, from connecting to the end; what `Connection.batches` gives."""
+    """One use of a `Connection`, from its opening until the consumer leaves or no further attempt is made; what
+    `Connection.batches` gives. It has one `_Link` after the other.
+    """
 
     def __init__(self, connection: Connection) -> None:
         self.connection = connection
         self.protocol = connection._protocol
         self.inbox = Inbox(connection.buffer_size, connection.buffer_bytes)
-        self.connected = False
-        self.connected_at = float("inf")  # on trio's clock
+        self.outbox = Inbox(16)
+        self.unsent: deque[Any] = deque()  # what was taken out of it
+        self.link: _Link | None = None
         self.over = trio.Event()
-        self._outbox = Inbox(16)
-        self._writer_woken = False
-        self._written = trio.Event()
-        self._stopping = False
-        self.ended_by = ""  # what was said to the watchers at the end
-        self._work = trio.CancelScope()
+        self.stopping = False
+        self.lost_by = ""  # what was last said to the watchers, while it holds
+        self.signed_in: Authenticated | None = None  # the last answer to ``authKeyExpires``
+        self._waiting = trio.CancelScope()  # for the next attempt
         self._error: Exception | None = None
         self._epoch = 0
-        self.signed_in: Authenticated | None = None  # the last answer to ``authKeyExpires``
+        self._last = 0
+
+    @property
+    def connected(self) -> bool:
+        return self.link is not None and self.link.up
+
+    async def receive(self) -> Sequence[Any]:
+        """See `Batches.receive`."""
+        batch = await self.inbox.take()
+        self.connection._delivered(batch[0].received, self.now())
+        return batch
+
+    async def leave(self) -> None:
+        """The consumer has left."""
+        self.stopping = True
+        self.inbox.shut()
+        self._stop()
+        with trio.CancelScope(shield=True):
+            await self.over.wait()
+
+    def wake_writer(self) -> None:
+        """Have the writer look at what the protocol has to say."""
+        if self.link is not None and self.outbox.wanted:
+            self.link.wake_writer()
+
+    async def run(self, input: AsyncIterable[Any] | None) -> None:
+        try:
+            with trio.CancelScope(shield=True):
+                async with trio.open_nursery() as nursery:
+                    if input is not None:
+                        nursery.start_soon(self._feed, input)
+                    await self._live()
+                    self._end()
+                    nursery.cancel_scope.cancel()
+        finally:
+            self.over.set()
+
+    async def _live(self) -> None:
+        """One connection after the other. Errors go to the inbox, not into a nursery, which would make a group of
+        them.
+        """
+        connection = self.connection
+        backoff = Backoff(connection.reconnect) if connection.reconnect is not None else None
+        while True:
+            link = self.link = _Link(self)
+            if self._waiting.cancel_called:
+                link.work.cancel()
+            await link.run()
+            if backoff is not None:
+                backoff.stood(link.stood)
+            error = link.error
+            if self._waiting.cancel_called:
+                return
+            if error is None and not (backoff is not None and link.acknowledged):
+                return  # a clean close; where nothing was ever acknowledged, of a server that has played all it had
+            wait = None
+            if backoff is not None and not (error is not None and is_final(error)):
+                wait = backoff.next(error.retry_after if isinstance(error, ConnectionFailed) else None)
+            if wait is None:
+                self._error = error
+                return
+            assert backoff is not None
+            log.warning("%s; connecting again in %.1f s", error or f"{connection.url} closed the connection", wait)
+            with self._waiting:
+                await trio.sleep(wait)
+            if self._waiting.cancel_called:
+                return
+
+    def fail(self, error: Exception) -> None:
+        """What feeds us has failed: that is the end."""
+        if self._error is None:
+            self._error = error
+        self._stop()
+
+    def _stop(self) -> None:
+        self._waiting.cancel()
+        if self.link is not None:
+            self.link.work.cancel()
+
+    def lose_state(self, reason: str) -> None:
+        """Tell those who watch, at once, that all state is lost; whoever calls puts the mark into the inbox."""
+        self.lost_by = reason
+        self.connection._lose_state(reason)
+
+    def _end(self) -> None:
+        """Nothing will come any more: tell everybody."""
+        connection = self.connection
+        connection._ended, connection._failure = True, self._error
+        self.outbox.shut()
+        self.inbox.close(self._error)
+        connection._news.unpark_all()
+
+    async def _feed(self, input: AsyncIterable[Any]) -> None:
+        try:
+            async for item in input:
+                try:
+                    text = item if isinstance(item, str) else msgspec.json.encode(item).decode()
+                except (TypeError, ValueError) as exc:
+                    raise TypeError(
+                        f"cannot send {item!r} to {self.connection.url}: send str, or what JSON can hold"
+                    ) from exc
+                try:
+                    await self.outbox.put(text)
+                except OutputClosed:
+                    return
+        except Exception as exc:
+            self.fail(exc)
+
+    def set_clock(self) -> None:
+        """Read the wall clock, once a connection; in between it is trio's, for a step of the one is no step of
+        `received`.
+        """
+        self._epoch = time.time_ns() - int(trio.current_time() * 1e9)
+
+    def now(self) -> int:
+        """The time (ns), which never goes back."""
+        self._last = max(self._last, self._epoch + int(trio.current_time() * 1e9))
+        return self._last
+
+
+class _Link:
+    """One websocket of a `_Session`, from the attempt to connect to its end."""
+
+    def __init__(self, session: _Session) -> None:
+        connection = session.connection
         credentials = connection._credentials
+        self.session = session
+        self.connection = connection
+        self.protocol = session.protocol
+        self.up = False
+        self.up_at = inf  # on trio's clock
+        self.stood = 0.0  # s that it was up
+        self.acknowledged = False
+        self.error: Exception | None = None
         self.transport = connection._transport(
             connection.url,
             ssl_context=connection._ssl_context,
@@ -426,58 +630,45 @@ class _Session:
             max_message_size=connection.max_message_size,
             connect_timeout=connection.connect_timeout,
         )
+        self._closed = TransportClosed(1000, "closed by this side")
+        self._broken = self._dead = self._pinging = False
+        self._read_since = inf  # when reading began, or went on
+        self.work = trio.CancelScope()
+        self._idle = trio.CancelScope()
+        self._written = trio.Event()
+        self._writer_woken = False
+        self._held_up = False  # reading waits for the consumer
 
-    async def receive(self) -> Sequence[Any]:
-        """See `Batches.receive`."""
-        return await self.inbox.take()
-
-    async def leave(self) -> None:
-        """The consumer has left."""
-        self._stopping = True
-        self.inbox.shut()
-        self._work.cancel()
-        with trio.CancelScope(shield=True):
-            await self.over.wait()
+    async def run(self) -> None:
+        """Connect, and live until the connection is lost, or `work` cancelled; `error` says how. Closing the websocket
+        takes at most `CLOSE_TIMEOUT` seconds, and no socket is left open.
+        """
+        async with trio.open_nursery() as nursery:
+            with self.work:
+                try:
+                    wire.debug("%s: connecting", self.connection.url)
+                    await self._shake_hands(nursery)
+                    self._go_up(nursery)
+                    await self._read()
+                except TransportClosed as closed:
+                    self._break(closed)
+                except Exception as exc:
+                    self.error = self.error or exc
+            self._go_down()
+            with trio.move_on_after(0 if self._dead else CLOSE_TIMEOUT):
+                try:
+                    await self._written.wait()  # a send that is cancelled half-way corrupts a websocket
+                finally:
+                    await self.transport.aclose()
+            self.protocol.disconnected()  # not before: the writer has just sent the last of what was queued
+            nursery.cancel_scope.cancel()
 
     def wake_writer(self) -> None:
-        """Have the writer look at what the protocol has to say."""
-        if self.connected and not self._writer_woken and self._outbox.wanted:
+        if self.up and not self._writer_woken:
             self._writer_woken = True
-            self._outbox.put_nowait(_COMMANDS)
+            self.session.outbox.put_nowait(_COMMANDS)
 
-    async def run(self, input: AsyncIterable[Any] | None) -> None:
-        try:
-            with trio.CancelScope(shield=True):
-                async with trio.open_nursery() as nursery:
-                    await self._live(nursery, input)
-                    nursery.cancel_scope.cancel()
-        finally:
-            self.over.set()
-
-    async def _live(self, nursery: trio.Nursery, input: AsyncIterable[Any] | None) -> None:
-        """All of it; errors go to the inbox, not into the nursery, which would make a group of them."""
-        closed = TransportClosed(1000, "closed by this side")
-        with self._work:
-            try:
-                wire.debug("%s: connecting", self.connection.url)
-                await self._handshake(nursery)
-                self._connect(nursery, input)
-                await self._read()
-            except TransportClosed as exc:
-                closed = exc
-                if closed.code != 1000:
-                    self._fail(self._closed_error(closed))
-            except Exception as exc:
-                self._fail(exc)
-        self._end(closed)
-        with trio.move_on_after(CLOSE_TIMEOUT):
-            try:
-                await self._written.wait()  # a send that is cancelled half-way corrupts a websocket
-            finally:
-                await self.transport.aclose()
-        self.protocol.disconnected()  # not before: the writer has just sent the last of what was queued
-
-    async def _handshake(self, nursery: trio.Nursery) -> None:
+    async def _shake_hands(self, nursery: trio.Nursery) -> None:
         try:
             await self.transport.connect(nursery)
         except ConnectionFailed as failed:
@@ -490,58 +681,66 @@ class _Session:
                 raise refused(self.connection.url, said.partition("; the API key or")[0], 401) from None
             if words == str(failed):
                 raise
-            raise ConnectionFailed(words, status=failed.status) from None
+            raise ConnectionFailed(words, status=failed.status, retry_after=failed.retry_after) from None
 
-    def _connect(self, nursery: trio.Nursery, input: AsyncIterable[Any] | None) -> None:
-        self.connected = True
-        self.connected_at = trio.current_time()
-        # The wall clock once, trio's from there on: a step of the wall clock is no step of `received`.
-        self._epoch = time.time_ns() - int(self.connected_at * 1e9)
-        nursery.start_soon(
-            self._guarded, self._write
-        )  # before anything that fails when the consumer has just left: it is waited for
-        if input is not None:
-            nursery.start_soon(self._guarded, self._feed, input)
-        wire.debug("%s: connected", self.connection.url)
-        if self.connection.dead_mans_switch:
-            self.protocol.arm(self.connected_at)
+    def _go_up(self, nursery: trio.Nursery) -> None:
+        session, connection = self.session, self.connection
+        self.up = True
+        self.up_at = self._read_since = trio.current_time()
+        session.set_clock()
+        connection._counters.connections += 1
+        wire.debug("%s: connected", connection.url)
+        # First the writer, before anything that fails when the consumer has just left: it is waited for.
+        nursery.start_soon(self._guarded, self._write)
+        nursery.start_soon(self._guarded, self._watch, nursery)
+        if connection.resync_every is not None:
+            nursery.start_soon(self._guarded, self._resync_now_and_then, connection.resync_every)
+        if connection.dead_mans_switch:
+            self.protocol.arm(self.up_at)
+        self._writer_woken = False
         self.wake_writer()
-        self.connection._news.unpark_all()
-        self.inbox.put_nowait(Connected(self._now(), self.connection.url))
+        connection._news.unpark_all()
+        session.inbox.put_nowait(Connected(session.now(), connection.url))
+        session.lost_by = ""
 
-    def _end(self, closed: TransportClosed) -> None:
-        """Nothing will be read any more: tell everybody."""
-        connection = self.connection
-        connection._ended, connection._failure = True, self._error
+    def _go_down(self) -> None:
+        """Nothing will be read any more."""
+        session, connection, closed = self.session, self.connection, self._closed
         wire.debug("%s: closed: %s %s", connection.url, closed.code, closed.reason)
-        if self.connected:
-            self.connected = False
-            self.ended_by = f"disconnected ({closed.code}{': ' if closed.reason else ''}{closed.reason})"
-            connection._lose_state(self.ended_by)
-            if not self._stopping:
-                self.inbox.put_nowait(Disconnected(self._now(), connection.url, closed.code, closed.reason))
+        self.acknowledged = self.protocol.acknowledges
+        if self.up:
+            self.up = False
+            self.stood = trio.current_time() - self.up_at
+            session.lose_state(f"disconnected ({closed.code}{': ' if closed.reason else ''}{closed.reason})")
+            if session.inbox.wanted:
+                session.inbox.put_nowait(Disconnected(session.now(), connection.url, closed.code, closed.reason))
+            if session.stopping:
+                session.outbox.close()  # what is in it is still sent
+            else:
+                self._idle.cancel()
         else:
             self._written.set()
-        self._outbox.close()
-        self.inbox.close(self._error)
         connection._news.unpark_all()
 
     # --- the tasks ---
 
     async def _read(self) -> None:
-        receive, protocol, inbox, url = self.transport.receive, self.protocol, self.inbox, self.connection.url
+        session, connection, protocol, inbox = self.session, self.connection, self.protocol, self.session.inbox
+        receive, url, counters = self.transport.receive, connection.url, connection._counters
         while True:
             messages = await receive()
-            received = self._now()
+            received = session.now()
             traced = wire.isEnabledFor(logging.DEBUG)
+            counters.messages += len(messages)
             for data in messages:
-                answers = protocol.receive(data)
+                counters.bytes += len(data)
+                answers = protocol.receive(data, trio.current_time())
                 if data[:8] != '{"table"' and data[:8] != b'{"table"':
                     data = self._hide(data)
                 if traced:
                     wire.debug("%s < %s", url, data)
                 if answers:
-                    self.connection._news.unpark_all()
+                    connection._news.unpark_all()
                 if inbox.full:
                     await self._wait_for_room()
                 inbox.put_nowait(RawMessage(received, data, url), len(data))
@@ -560,14 +759,30 @@ class _Session:
 
     def _take_answer(self, answer: Answer) -> None:
         """What an answer means beyond the protocol; raises what ends the stream."""
-        connection = self.connection
+        session, connection = self.session, self.connection
         if isinstance(answer, Refused):
-            if answer.op == "subscribe" and answer.topic in connection._required:
+            if answer.op != "subscribe":
+                return
+            if answer.retried:
+                log.warning("%s: it was in force before, and is asked for again", _refusal(answer))
+                self.wake_writer()
+            elif answer.topic in connection._required:
                 raise _subscription_error(answer)
+            elif answer.topic in connection._proven:
+                connection._proven.discard(answer.topic)
+                reason = f"{_refusal(answer)}: it was in force before, and is given up"
+                log.error("%s", reason)
+                session.inbox.put_nowait(StateLost(session.now(), connection.url, reason, answer.topic))
+        elif isinstance(answer, Acknowledged):
+            if answer.op == "subscribe":
+                connection._proven.add(answer.topic)
+                connection._required.discard(answer.topic)
+            else:
+                connection._proven.discard(answer.topic)
         elif isinstance(answer, Authenticated):
-            self.signed_in = answer
+            session.signed_in = answer
             self.wake_writer()  # private topics have waited for it
-        elif isinstance(answer, SwitchSet) and answer.error is not None:
+        elif answer.error is not None:
             error = answer.error if connection._credentials is None else connection._credentials.hide(answer.error)
             if connection.dead_mans_switch and answer.status in (401, 403):
                 raise AuthenticationError(
@@ -579,72 +794,105 @@ class _Session:
             log.warning("%s refused cancelAllAfter: %s; it is tried again in 15 s", connection.url, error)
 
     async def _wait_for_room(self) -> None:
-        connection = self.connection
-        with trio.move_on_after(connection.max_lag):
-            await self.inbox.wait_for_room()
-            return
-        reason = (
-            f"the consumer held up reading for more than {connection.max_lag:g} s: what waits in the socket is too old"
-        )
-        connection._lose_state(reason)
-        self.inbox.put_nowait(StateLost(self._now(), connection.url, reason))
-        await self.inbox.wait_for_room()
-        if self.protocol.resync():
-            self.wake_writer()
+        session, connection = self.session, self.connection
+        self._held_up = True
+        try:
+            with trio.move_on_after(connection.max_lag):
+                await session.inbox.wait_for_room()
+                return
+            reason = (
+                f"the consumer held up reading for more than {connection.max_lag:g} s: what waits in the socket is too "
+                "old"
+            )
+            session.lose_state(reason)
+            session.inbox.put_nowait(StateLost(session.now(), connection.url, reason))
+            await session.inbox.wait_for_room()
+        finally:
+            self._held_up, self._read_since = False, trio.current_time()
+        connection._ask_anew(None)
 
     async def _write(self) -> None:
-        protocol, connection = self.protocol, self.connection
+        protocol, connection, session = self.protocol, self.connection, self.session
         try:
             while True:
-                items: Sequence[Any] = (_COMMANDS,)  # stays so when the dead man's switch is due
-                with trio.CancelScope(deadline=protocol.switch_due):
-                    items = await self._outbox.take()
+                if not session.unsent:
+                    self._idle = trio.CancelScope(deadline=protocol.due)
+                    with self._idle:
+                        session.unsent.extend(await session.outbox.take())
+                if not self.up and not session.stopping:
+                    return  # what is unsent is for the next one
                 now = trio.current_time()
                 if now >= protocol.switch_due and not protocol.switch_settled:
                     log.warning("%s has not answered the dead man's switch for 15 s", connection.url)
-                for item in items:
-                    if item is _COMMANDS:
-                        self._writer_woken = False
-                        messages = protocol.commands(now)
-                        connection._news.unpark_all()  # what was taken back before it was sent is settled
-                    else:
-                        messages = [item]
-                    for message in messages:
-                        if wire.isEnabledFor(logging.DEBUG):
-                            wire.debug("%s > %s", connection.url, self._hide(message))
-                        await self.transport.send(message)
+                item = session.unsent.popleft() if session.unsent else _COMMANDS  # the latter: something is due
+                if item is _COMMANDS:
+                    self._writer_woken = False
+                    messages = protocol.commands(now)
+                    connection._news.unpark_all()  # what was taken back before it was sent is settled
+                else:
+                    messages = [item]
+                for message in messages:
+                    if wire.isEnabledFor(logging.DEBUG):
+                        wire.debug("%s > %s", connection.url, self._hide(message))
+                    await self.transport.send(message)
         except (trio.EndOfChannel, TransportClosed):
             pass  # the reader knows why
         finally:
-            self._outbox.shut()
             self._written.set()
 
-    async def _feed(self, input: AsyncIterable[Any]) -> None:
-        async for item in input:
-            try:
-                text = item if isinstance(item, str) else msgspec.json.encode(item).decode()
-            except (TypeError, ValueError) as exc:
-                raise TypeError(
-                    f"cannot send {item!r} to {self.connection.url}: send str, or what JSON can hold"
-                ) from exc
-            try:
-                await self._outbox.put(text)
-            except OutputClosed:
+    async def _watch(self, nursery: trio.Nursery) -> None:
+        """Ask after a server that is silent, and give up one that does not answer.
+
+        Silence says nothing while nobody reads. Pings are written then, too: whom they do not reach, TCP gives up.
+        """
+        heartbeat = self.connection.heartbeat
+        while True:
+            quiet_since = self._quiet_since
+            if quiet_since != inf and trio.current_time() < quiet_since + heartbeat:
+                await trio.sleep_until(quiet_since + heartbeat)
+                continue
+            if not self._pinging:
+                nursery.start_soon(self._guarded, self._ping)
+            await trio.sleep(heartbeat)
+            if quiet_since != inf and self._quiet_since == quiet_since:
+                self._dead = True
+                reason = f"heartbeat lost: nothing came for {trio.current_time() - quiet_since:.0f} s"
+                self._break(TransportClosed(1006, reason))
+                self.work.cancel()
                 return
+
+    @property
+    def _quiet_since(self) -> float:
+        """Since when nothing has come from the server; inf: reading waits for the consumer."""
+        return inf if self._held_up else max(self.transport.heard, self._read_since)
+
+    async def _ping(self) -> None:
+        self._pinging = True
+        try:
+            await self.transport.ping()
+        except TransportClosed:
+            pass  # the reader knows why
+        finally:
+            self._pinging = False
+
+    async def _resync_now_and_then(self, interval: float) -> None:
+        while True:
+            await trio.sleep(interval)
+            self.connection._ask_anew(None)
 
     async def _guarded(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
         try:
             await task(*args)
         except Exception as exc:
-            self._fail(exc)
-            self._work.cancel()
+            self.error = self.error or exc
+            self.work.cancel()
 
-    def _fail(self, error: Exception) -> None:
-        if self._error is None:
-            self._error = error
-
-    def _now(self) -> int:
-        return self._epoch + int(trio.current_time() * 1e9)
+    def _break(self, closed: TransportClosed) -> None:
+        """How the connection was lost: the first word counts."""
+        if not self._broken:
+            self._broken, self._closed = True, closed
+            if closed.code != 1000:
+                self.error = self.error or self._closed_error(closed)
 
     def _closed_error(self, closed: TransportClosed) -> ConnectionClosed:
         url, code, reason = self.connection.url, closed.code, closed.reason
@@ -657,7 +905,8 @@ class _Session:
             what = f"a message was larger than max_message_size={self.connection.max_message_size} bytes: raise it"
         else:
             what = f"what the server sent is no valid websocket traffic (code {code}{f': {reason}' if reason else ''})"
-        return ConnectionClosed(f"the connection to {url} ended: {what}", code=code, reason=reason)
+        final = code == 1009 and not closed.by_server
+        return ConnectionClosed(f"the connection to {url} ended: {what}", code=code, reason=reason, final=final)
 
 
 def _url_of(network: str) -> str:
@@ -670,10 +919,10 @@ def _url_of(network: str) -> str:
     return check_url(network)
 
 
-def _subscription_error(refused: Refused) -> SubscriptionError:
+def _refusal(refused: Refused) -> str:
     status = "" if refused.status is None else f" with status {refused.status}"
-    return SubscriptionError(
-        f"the exchange refused to {refused.op} {refused.topic!r}{status}: {refused.error}",
-        topic=refused.topic,
-        status=refused.status,
-    )
+    return f"the exchange refused to {refused.op} {refused.topic!r}{status}: {refused.error}"
+
+
+def _subscription_error(refused: Refused) -> SubscriptionError:
+    return SubscriptionError(_refusal(refused), topic=refused.topic, status=refused.status)

@@ -22,7 +22,10 @@ from bitmex_streams.coverage import CONNECTING
 from bitmex_streams.errors import ConnectionClosed, ConnectionFailed, SubscriptionError
 from bitmex_streams.messages import Connected, Disconnected, RawMessage, StateLost
 from bitmex_streams.pipeline import Pipeline
-from bitmex_streams.sections.connection import NETWORKS, Connection
+from bitmex_streams.sections.connection import NETWORKS
+from bitmex_streams.sections.connection import Connection as _Connection
+
+Connection = partial(_Connection, reconnect=None)
 from tests.servers import (
     ScriptedExchange,
     in_memory,

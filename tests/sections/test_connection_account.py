@@ -176,7 +176,7 @@ async def test_a_sign_in_before_the_connection_is_opened_signs_the_handshake():
 
 
 async def test_waiting_for_a_connection_that_fails_raises_why():
-    connection = Connection("ws://127.0.0.1:1/realtime")
+    connection = Connection("ws://127.0.0.1:1/realtime", reconnect=None)
     with pytest.raises(ConnectionFailed, match="port 1"):
         async with Pipeline.create(connection) as pipeline:
             pipeline.start()

@@ -11,7 +11,7 @@ import trio
 from trio_websocket import open_websocket_url
 
 from bitmex_streams.exchange import open_exchange
-from bitmex_streams.exchange.tables import PRIVATE_TABLES, SCHEMAS
+from bitmex_streams.exchange.schemas import PRIVATE_TABLES, SCHEMAS
 
 START = datetime(2026, 1, 1, 12, 0, 30, tzinfo=UTC)
 

@@ -355,6 +355,13 @@ def test_a_partial_that_cannot_be_taken_changes_no_order():
     assert account.asked == ["order"]
 
 
+def test_what_is_stale_already_is_not_told_again():
+    account = Account()
+    account.feed(partial(order()), disconnected())
+    assert account.told(partial(order(price="cheap")), disconnected()) == []
+    assert account.orders.stale
+
+
 # --- against a model ---
 
 

@@ -70,7 +70,7 @@ class Latest(Follower, Mapping[str, Item]):
         known = self._latest.get(key)
         if self.is_lost(key):
             self._latest[key] = item = replace(item, stale=True)
-            return (item,) if known is not None and not known.stale else ()
+            return (item,) if known is None or not known.stale else ()
         if known is not None:
             unchanged = replace(item, timestamp=known.timestamp, received=known.received, source=known.source)
             if unchanged == known:

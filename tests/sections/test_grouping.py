@@ -262,6 +262,21 @@ def test_the_live_book_is_stale_until_its_own_partial_when_the_merger_is_ahead()
     assert seen == [True, True, False]
 
 
+def test_a_partial_from_before_an_announced_loss_is_no_reason_to_trust_the_live_book() -> None:
+    chain = Chain(1)
+    chain(partial(*ROWS))
+    book = chain.grouping.books["XBTUSD"]
+    updates = list(chain.books.process(partial(*ROWS)))
+    chain.lose("disconnected")
+    list(chain.grouping.process(updates.pop()))
+    updates += [*chain.books.process(Disconnected(3, SOURCE)), *chain.books.process(partial(*ROWS))]
+    seen = [book.stale]
+    for update in updates:
+        chain.grouping.process(update)
+        seen.append(book.stale)
+    assert seen == [True, True, False]
+
+
 def test_one_that_is_told_of_a_loss_before_the_merger_shows_it_all_the_same() -> None:
     chain = Chain(1)
     chain(partial(*ROWS))

@@ -172,7 +172,8 @@ class BookGrouping(Operator):
     updates always come out. Items of other kinds pass.
 
     ``books``: dict of symbol to live grouped `OrderBook`, from the first update on. It is stale as soon as the exact
-    book is, ahead of the stream.
+    book is, ahead of the stream; behind a section in another process, which sends copies, in stream order. One symbol
+    has one book: where updates of several mergers come with the same symbol, each begins it anew.
 
     Place it directly behind the merger, or behind operators, then every update is exact; and before a `Throttle`,
     whose updates without changes make it read the whole book. Behind a section that is not ours the exact book may be

@@ -41,7 +41,8 @@ from .transport import (
 
 try:
     from websockets.client import ClientProtocol
-    from websockets.exceptions import InvalidState, ProtocolError
+    from websockets.exceptions import InvalidState, PayloadTooBig, ProtocolError
+    from websockets.extensions import Extension
     from websockets.extensions.permessage_deflate import ClientPerMessageDeflateFactory
     from websockets.frames import Frame, Opcode
     from websockets.protocol import State
@@ -55,6 +56,7 @@ __all__ = ["FastTransport"]
 
 _unpack_head = struct.Struct(">HH").unpack_from
 _TEXT = 0x81  # the first byte of a whole text message (RFC 6455, 5.2)
+_COMPRESSED_TEXT = 0xC1  # the same, compressed (RFC 7692, 6)
 _MEDIUM_TEXT = 0x817E  # the first two, where the length (126 to 65535) stands in the next two
 _NOTHING = -1
 # websockets logs whole frames and headers, which may hold keys and signatures.
@@ -105,9 +107,11 @@ class FastTransport(Dialer):
         self._nursery: trio.Nursery | None = None
         self._handshake = trio.CancelScope()
         # reading
+        self._tls: ssl.SSLObject | None = None
         self._ready: list[str | bytes] = []  # messages to hand over
         self._pieces: list[bytes] = []  # of a frame that is not complete
         self._missing = 0  # bytes until it is, or until its length can be told
+        self._deflate: Extension | None = None
         self._fragments: list[bytes] = []  # of a message that is not complete
         self._text = True  # whether that is text
         self._plain = _MEDIUM_TEXT if max_message_size >= 2**16 else _NOTHING  # the frames that need no judge
@@ -152,6 +156,8 @@ class FastTransport(Dialer):
         protocol.events_received()
         self._nursery = nursery
         self._stream = wire.stream
+        self._tls = getattr(wire.stream, "_ssl_object", None)  # trio's SSLStream has no name for it
+        self._deflate = protocol.extensions[0] if protocol.extensions else None
         if frames:
             self._take(frames)
 
@@ -236,6 +242,8 @@ class FastTransport(Dialer):
         self._reading = True
         try:
             data = await self._stream.receive_some(CHUNK)
+            if data and self._tls is not None:
+                data += self._other_records(self._tls)
         except (trio.BrokenResourceError, trio.ClosedResourceError):
             data = b""
         finally:
@@ -248,6 +256,16 @@ class FastTransport(Dialer):
             self._at_eof = True
             self._protocol.receive_eof()
             self._settle()
+
+    def _other_records(self, tls: ssl.SSLObject) -> bytes:
+        """What else can be decrypted. A read gives one TLS record, and a server may send each message in its own."""
+        records = []
+        try:
+            while record := tls.read(CHUNK):
+                records.append(record)
+        except ssl.SSLError:  # there is no more, or what there is is wrong: then the next read says so
+            pass
+        return b"".join(records)
 
     def _take(self, data: bytes) -> None:
         """Take what was read apart: messages go to ``_ready``."""
@@ -281,8 +299,11 @@ class FastTransport(Dialer):
                     plain = _NOTHING if self._fragments else self._plain
                 place = end
         except UnicodeDecodeError as exc:
-            self._protocol.fail(1007, f"{exc.reason} at position {exc.start}")
-            self._settle()
+            self._fail(1007, f"{exc.reason} at position {exc.start}")
+        except PayloadTooBig as exc:
+            self._fail(1009, str(exc))
+        except ProtocolError as exc:
+            self._fail(1002, str(exc))
         if place < size and self._ended is None:
             self._pieces.append(data[place:])
 
@@ -301,9 +322,15 @@ class FastTransport(Dialer):
             if end > size:
                 self._missing = end - size
                 return 0
-            if data[place] == _TEXT and not self._fragments:
-                self._ready.append(data[begin:end].decode())
-                return end
+            if not self._fragments:
+                if data[place] == _TEXT:
+                    self._ready.append(data[begin:end].decode())
+                    return end
+                if data[place] == _COMPRESSED_TEXT and self._deflate is not None:
+                    frame = Frame(Opcode.TEXT, data[begin:end], rsv1=True)
+                    frame = self._deflate.decode(frame, max_size=self.max_message_size)
+                    self._ready.append(bytes(frame.data).decode())
+                    return end
         protocol = self._protocol
         protocol.receive_data(data[place:end])
         for event in protocol.events_received():
@@ -330,6 +357,10 @@ class FastTransport(Dialer):
                 del self._pings[number]
                 if number == payload:
                     break
+
+    def _fail(self, code: int, reason: str) -> None:
+        self._protocol.fail(code, reason)
+        self._settle()
 
     def _settle(self) -> None:
         """After the protocol was shown something: what it wants written, and whether that was the end."""

@@ -60,9 +60,9 @@ class Fills(Follower):
         self.keep = keep
         self._recent: deque[Fill] = deque(maxlen=keep)
         self.recent = self._recent
-        self._known: OrderedDict[str, dict[str, Any]] = OrderedDict()  # by execID: account, symbol and time (ns)
+        self._known: OrderedDict[str, dict[str, Any]] = OrderedDict()  # by execID: time (ns), account and symbol
         self._forgotten = -1  # the latest time of an execution that was known and is no more
-        self._followed: list[Topic] = []  # what partials have come for
+        self._followed: list[Topic] = []  # what partials have come for, each scope once
         self._received = 0
 
     def load(self, update: TableUpdate, topic: Topic) -> Iterable[Fill | FillsMissing]:
@@ -87,7 +87,6 @@ class Fills(Follower):
                 self._add_from_partial(row, update, topic, late=False)
             elif of in reached or (of not in overlapping and (_time(row) or forgotten + 1) > forgotten):
                 yield from self._add_from_partial(row, update, of, late=True)
-        self._followed = [followed for followed in self._followed if not topic.covers(followed.filter)]
         if not any(followed.covers(topic.filter) for followed in self._followed):
             self._followed.append(topic)
 
@@ -138,7 +137,7 @@ class Fills(Follower):
             self._recent.append(fill)
         exec_id = _exec_id(row)
         if exec_id is not None:
-            self._known[exec_id] = {"account": row.get("account"), "symbol": row.get("symbol"), "time": _time(row)}
+            self._known[exec_id] = {"time": _time(row)} | {key: row[key] for key in ("account", "symbol") if key in row}
             if len(self._known) > self.keep:
                 _, oldest = self._known.popitem(last=False)
                 self._forgotten = max(self._forgotten, oldest["time"] or 0)

@@ -21,8 +21,10 @@ from bitmex_streams.messages import (
     TableMessage,
     is_mark,
 )
+from bitmex_streams.pipeline import Pipeline
 from bitmex_streams.sections.decoder import Decoder
 from bitmex_streams.sections.fills import Fills
+from bitmex_streams.sections.tables import TableApplier
 from bitmex_streams.timestamps import to_iso, to_nanoseconds
 from tests.sections.test_follower import Line
 
@@ -292,6 +294,7 @@ def test_fills_without_the_account_are_of_the_accounts_topic():
     del row["account"], second["account"]
     assert [told.account for told in account.told(partial(), insert(row))] == [None]
     assert brief(account.told(disconnected(), partial(row, second))) == [-2]
+    assert brief(account.told(disconnected(), partial())) == [(time(2), None)]
 
 
 # --- when it ends ---
@@ -306,6 +309,25 @@ def test_a_loss_that_no_partial_healed_before_the_end_is_told_there():
     assert (missing.received, missing.source, missing.since, missing.symbol) == (7, "a", time(1), None)
     assert "the stream ended" in missing.reason
     assert "a disconnected: 1006" in missing.reason
+
+
+def test_a_loss_that_was_announced_and_never_came_through_is_told_at_the_end():
+    account = Account()
+    account.feed(partial(execution(1)))
+    account.lose(reason="the connection broke")
+    [missing] = account.fills.finish()
+    assert "the connection broke" in missing.reason
+
+
+async def test_a_pipeline_puts_fills_out_and_at_its_end_says_what_may_be_missing():
+    async def source():
+        for item in (partial(), insert(execution(1)), disconnected(), insert(execution(2))):
+            yield item
+
+    fills = Fills()
+    async with Pipeline.create(source(), TableApplier(), fills) as pipeline, pipeline.tap() as tap:
+        told = [item async for item in tap if type(item) in (Fill, FillsMissing)]
+    assert brief(told) == [1, (time(1), None)]
 
 
 def test_an_end_before_any_partial_says_nothing():
@@ -361,6 +383,12 @@ def test_what_is_forgotten_altogether_is_not_told_again_either():
     assert told[-1].exec_id == "exec-6"
 
 
+def test_an_empty_partial_where_all_is_forgotten_says_that_fills_may_be_missing():
+    account = Account(keep=1)
+    account.feed(partial(execution(1), symbol="XBTUSD"), partial(execution(2, "ETHUSD"), symbol="ETHUSD"))
+    assert brief(account.told(partial(symbol="XBTUSD"))) == [(None, "XBTUSD")]
+
+
 # --- what cannot be an execution ---
 
 BAD = [
@@ -396,9 +424,10 @@ def test_an_execution_in_a_partial_that_cannot_be_read_may_be_a_fill_that_is_mis
         assert account.told(partial(*rows)) == []  # it was told
 
 
-def test_history_that_cannot_be_read_is_no_matter():
+def test_history_that_cannot_be_read_is_no_matter(caplog):
     account = Account()
     assert account.told(partial(*[execution(1, **bad) for bad in BAD], execution(2))) == []
+    assert caplog.text == ""
     assert brief(account.fills.recent) == [2]
     assert account.asked == []
 

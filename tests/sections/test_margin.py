@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from bitmex_streams.sections.tables import TableApplier
 from tests.sections.test_follower import Line
 
 ACCOUNT = 273093
-MESSAGES = Path("/work/shared/data/messages")
+DATA = Path(os.environ.get("BITMEX_STREAMS_DATA") or Path(__file__).parents[3] / "shared" / "data")
 
 
 def row(currency="XBt", account=ACCOUNT, **fields):
@@ -198,9 +199,9 @@ def test_a_section_is_itself_whatever_it_holds():
 
 
 def test_a_partial_of_the_real_exchange():
-    path = MESSAGES / "margin-1.json"
+    path = DATA / "messages" / "margin-1.json"
     if not path.exists():
-        pytest.skip(f"{path} is not here")
+        pytest.skip(f"no recorded message at {path} (set BITMEX_STREAMS_DATA)")
     sent = json.loads(path.read_text())
     margin = Margin()
     [update] = TableApplier().process(

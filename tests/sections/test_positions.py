@@ -2,22 +2,34 @@
 
 import json
 import logging
+import os
+from contextlib import suppress
+from datetime import UTC, datetime
 from pathlib import Path
+from random import Random
 
 import pytest
+import trio
 from hypothesis import given
 from hypothesis import strategies as st
 from msgspec.structs import replace
 
+from bitmex_streams.exchange import open_exchange
 from bitmex_streams.inventory import Contract, Inventory
 from bitmex_streams.messages import Connected, Disconnected, Position, StateLost, TableMessage, is_mark
+from bitmex_streams.pipeline import Pipeline
+from bitmex_streams.sections.connection import Connection
+from bitmex_streams.sections.decoder import Decoder
+from bitmex_streams.sections.filters import TableFilter
+from bitmex_streams.sections.margin import Margin
 from bitmex_streams.sections.positions import Positions
 from bitmex_streams.sections.tables import TableApplier
+from bitmex_streams.sections.tickers import Tickers
 from bitmex_streams.timestamps import to_iso
 from tests.sections.test_follower import Line
 
 ACCOUNT = 273093
-MESSAGES = Path("/work/shared/data/messages")
+DATA = Path(os.environ.get("BITMEX_STREAMS_DATA") or Path(__file__).parents[3] / "shared" / "data")
 AT = "2026-03-14T07:03:58.114Z"
 
 
@@ -506,9 +518,9 @@ def test_executions_are_forgotten_in_the_order_they_came():
 def test_partials_of_the_real_exchange():
     positions, applier = Positions(), TableApplier()
     for name in ("position", "execution"):
-        path = MESSAGES / f"{name}-1.json"
+        path = DATA / "messages" / f"{name}-1.json"
         if not path.exists():
-            pytest.skip(f"{path} is not here")
+            pytest.skip(f"no recorded message at {path} (set BITMEX_STREAMS_DATA)")
         sent = json.loads(path.read_text())
         message = TableMessage(
             name, "partial", sent["data"], 1, "a", sent["keys"], sent["types"], filter=sent["filter"]
@@ -516,6 +528,92 @@ def test_partials_of_the_real_exchange():
         for update in applier.process(message):
             assert positions.process(update) == [update]
     assert (positions.account, positions.stale, len(positions)) == (273093, False, 0)
+
+
+# --- on the embedded exchange ---
+
+
+def books_of(account):
+    """What the exchange's own books say of an account, as `money` and average entry price tell it."""
+    return {
+        symbol: (
+            row["currentQty"],
+            row["realisedPnl"],
+            row["unrealisedPnl"],
+            row["realisedPnl"] + row["unrealisedPnl"],
+            row["avgEntryPrice"],
+        )
+        for symbol, row in account.positions.items()
+        if row["currentQty"] or row["realisedPnl"]
+    }
+
+
+def found_in(positions):
+    return {
+        symbol: (*money(found), found.average_entry_price)
+        for symbol, found in positions.items()
+        if (found.size or found.realized) and not found.stale
+    }
+
+
+async def eventually(condition):
+    with trio.fail_after(20):
+        while not condition():  # noqa: ASYNC110 - what a connection has yet to read has no event here
+            await trio.sleep(0.01)
+
+
+@pytest.mark.parametrize("connections", [1, 3])
+async def test_a_day_of_trading_ends_with_the_books_of_the_exchange_to_the_satoshi(connections):
+    """Told of by the exchange, and found out of executions alone, with funding in between; and with a connection lost
+    now and then, while the account trades on.
+    """
+    told_of, found_out, margin, tickers = followers = Positions(), Positions(), Margin(), Tickers()
+    narrowed = TableFilter("execution", "instrument")  # behind it nothing is known of the table position
+    sections = Decoder(), TableApplier(), told_of, margin, tickers, narrowed, found_out
+    topics = ["execution", "position", "margin", "instrument", "quote"]
+    start = datetime(2026, 3, 14, 3, 30, tzinfo=UTC)
+    dice = Random(7)
+    async with open_exchange(speed=0, rate=3, levels=30, symbols=tuple(CONTRACTS), start_time=start) as exchange:
+        account = exchange.open_account()
+
+        def trade_on():
+            symbol = dice.choice(list(CONTRACTS))
+            account.submit(symbol, dice.choice(["Buy", "Sell"]), CONTRACTS[symbol]["lotSize"] * dice.randint(1, 40))
+            exchange.advance(dice.randint(1, 90))
+
+        for number in range(connections):
+            connection = Connection(
+                exchange.url, subscribe=topics, api_key=account.api_key, api_secret=account.api_secret
+            )
+            async with Pipeline.create(connection, *sections) as pipeline:
+                pipeline.start()
+                await eventually(lambda: not any(follower.stale for follower in followers))
+                for _ in range(60 // connections):
+                    trade_on()
+                    await exchange.settled()
+                expected = books_of(account)
+                with suppress(trio.TooSlowError):  # the comparisons say what is different
+                    await eventually(
+                        lambda: found_in(told_of) == found_in(found_out) == expected  # noqa: B023
+                        and {currency: state.row for currency, state in margin.items()} == account.margins
+                    )
+                assert found_in(told_of) == expected
+                assert found_in(found_out) == expected
+                assert {currency: state.row for currency, state in margin.items()} == account.margins
+                for currency, state in margin.items():
+                    in_currency = [found for found in told_of.values() if found.currency == currency]
+                    assert state.unrealized == sum(found.unrealized for found in in_currency)
+                    assert told_of.net(currency) == state.unrealized + sum(found.realized for found in in_currency)
+                for symbol, found in told_of.items():
+                    if found.size:
+                        assert tickers[symbol].mark_price == found.mark_price
+                assert not any(follower.stale for follower in followers)
+            if number < connections - 1:
+                for _ in range(5):
+                    trade_on()
+                await trio.sleep(1.01)  # a signature is of its second, and the exchange takes each once
+        assert len(expected) == 3
+        assert any(row["execType"] == "Funding" for row in account.executions)
 
 
 # --- whatever comes ---

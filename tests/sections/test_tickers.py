@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,7 @@ from bitmex_streams.sections.tables import TableApplier
 from bitmex_streams.sections.tickers import Tickers
 from tests.sections.test_follower import Line
 
-MESSAGES = Path("/work/shared/data/messages")
+DATA = Path(os.environ.get("BITMEX_STREAMS_DATA") or Path(__file__).parents[3] / "shared" / "data")
 AT = "2026-03-14T07:03:58.114Z"
 
 
@@ -228,9 +229,9 @@ def test_partials_of_the_real_exchange():
     tickers = Tickers()
     applier = TableApplier()
     for name in ("instrument", "quote"):
-        path = MESSAGES / f"{name}-1.json"
+        path = DATA / "messages" / f"{name}-1.json"
         if not path.exists():
-            pytest.skip(f"{path} is not here")
+            pytest.skip(f"no recorded message at {path} (set BITMEX_STREAMS_DATA)")
         sent = json.loads(path.read_text())
         message = TableMessage(
             name, "partial", sent["data"], 1, "a", sent["keys"], sent["types"], filter=sent["filter"]

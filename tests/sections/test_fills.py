@@ -2,28 +2,36 @@
 
 import json
 import logging
+from collections import Counter
+from contextlib import suppress
 from functools import partial as bound
 from pathlib import Path
+from random import Random
 
 import pytest
+import trio
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, precondition, rule
 
 from bitmex_streams.coverage import CONNECTING
+from bitmex_streams.exchange import OrderRefused, open_exchange
 from bitmex_streams.messages import (
     Connected,
     Disconnected,
     Fill,
     FillsMissing,
+    OrderState,
     RawMessage,
     StateLost,
     TableMessage,
     is_mark,
 )
 from bitmex_streams.pipeline import Pipeline
+from bitmex_streams.sections.connection import Connection
 from bitmex_streams.sections.decoder import Decoder
 from bitmex_streams.sections.fills import Fills
+from bitmex_streams.sections.orders import Orders
 from bitmex_streams.sections.tables import TableApplier
 from bitmex_streams.timestamps import to_iso, to_nanoseconds
 from tests.sections.test_follower import Line
@@ -546,6 +554,63 @@ class Exchange(RuleBasedStateMachine):
 
 TestExchange = Exchange.TestCase
 TestExchange.settings = settings(max_examples=100, stateful_step_count=40, deadline=None)
+
+
+# --- on the embedded exchange, over a real websocket ---
+
+
+def trade_at_random(rng, account, times):
+    for _ in range(times):
+        open_orders = list(account.orders)
+        with suppress(OrderRefused):
+            if open_orders and rng.random() < 0.3:
+                account.cancel(rng.choice(open_orders))
+            elif open_orders and rng.random() < 0.2:
+                account.amend(rng.choice(open_orders), size=100 * rng.randint(1, 9))
+            else:
+                price = 64000 + rng.randint(-4, 4)  # its own orders match each other
+                account.submit("XBTUSD", rng.choice(["Buy", "Sell"]), 100 * rng.randint(1, 5), price)
+
+
+@pytest.mark.parametrize("topics", [["order", "execution"], ["order:XBTUSD", "execution:XBTUSD"]])
+async def test_orders_and_fills_are_the_exchanges_own_whatever_was_traded_between_connections(topics):
+    rng, told = Random(3), []
+    sections = _, fills, orders = TableApplier(), Fills(), Orders()
+
+    def trades():
+        return [row for row in account.executions[history:] if row["execType"] == "Trade"]
+
+    def filled():
+        return [item for item in told if type(item) is Fill]
+
+    def as_at_the_exchange():
+        ours = {order.order_id: order.row for order in orders.open.values()}
+        return not orders.stale and not fills.stale and ours == account.orders and len(filled()) >= len(trades())
+
+    async with open_exchange(speed=0, rate=0, symbols=["XBTUSD"], levels=0) as exchange:
+        account = exchange.open_account({"XBt": 10**10})
+        trade_at_random(rng, account, 20)
+        history = len(account.executions)
+        with trio.fail_after(30):
+            for _run in range(3):
+                connection = Connection(
+                    exchange.url, subscribe=topics, api_key=account.api_key, api_secret=account.api_secret
+                )
+                async with Pipeline.create(connection, Decoder(), *sections) as pipeline, pipeline.tap() as tap:
+                    while not as_at_the_exchange():
+                        told.append(await tap.receive())
+                    connection.resync(topics[1])
+                    trade_at_random(rng, account, 30)
+                    while not as_at_the_exchange():
+                        told.append(await tap.receive())
+                assert [fill.row for fill in filled()] == trades()
+                trade_at_random(rng, account, 20)
+    assert {fill.late for fill in filled()} == {True, False}
+    assert not [item for item in told if type(item) is FillsMissing]
+    ends = Counter(item.order_id for item in told if type(item) is OrderState and not item.open)
+    assert ends.total() > 50
+    assert fills.stale
+    assert orders.stale
 
 
 # --- real messages ---

@@ -25,6 +25,7 @@ from sortedcontainers import SortedDict
 
 from .errors import (
     AuthenticationError,
+    BitMEXStreamsError,
     BitMEXWebsocketApiError,
     ConnectionClosed,
     ListenerTooSlow,
@@ -238,6 +239,8 @@ class BitMEXWebsocket:
         self._left = False  # the body has ended
         self._error: Exception | None = None  # what the context has to raise, unless a listener did
         self._was_told = False
+        self._asked = self._asking = 0  # subscriptions: that were ever asked for, and whose answer is waited for
+        self._once_more = trio.Lock()
 
     @classmethod
     def connect(
@@ -308,10 +311,10 @@ class BitMEXWebsocket:
                 raise
 
     async def _wait_connected(self) -> None:
-        with suppress(ConnectionClosed):
+        with suppress(BitMEXStreamsError):
             await self.connection.wait_connected()
             return
-        await self._over.wait()
+        await self._over.wait()  # the pipeline raises the reason
         assert self._tables.end is not None
         self._was_told = True
         raise self._tables.end
@@ -399,7 +402,7 @@ class BitMEXWebsocket:
                 subscription.asked, subscription.leaving = True, False
                 tables.asked.add(topic)
                 try:
-                    await self.connection.subscribe(topic)
+                    await self._ask(topic)
                 except SubscriptionError as error:
                     self._refused(subscription, error)
                     return
@@ -416,6 +419,23 @@ class BitMEXWebsocket:
         finally:
             if tables.subscriptions.get(topic) is subscription:
                 del tables.subscriptions[topic]
+
+    async def _ask(self, topic: str) -> None:
+        """Subscribe. Topics that are asked for together go in one command, and a refusal may not say which of them it
+        means: then it is asked for once more, by itself.
+        """
+        number, others = self._asked, self._asking
+        self._asked += 1
+        self._asking += 1
+        try:
+            await self.connection.subscribe(topic)
+        except SubscriptionError as error:
+            if error.status in (None, 429) or (not others and self._asked == number + 1):
+                raise
+            async with self._once_more:
+                await self.connection.subscribe(topic)
+        finally:
+            self._asking -= 1
 
     async def _give_up(self, topic: str) -> None:
         """Give a topic up, and wait until the stream has shown it: no partial of this life comes any more."""
@@ -633,7 +653,7 @@ class _Tables(TableApplier):
 
     def _book_parts(self, update: TableUpdate, before: _Before) -> list[tuple[Any, Any, bool]]:
         symbol = _topic_of(update).partition(":")[2] or None
-        return [(None, name, before.books.get(name) != _book(self.storage, name)) for name in self._books(symbol)]
+        return [(None, name, before.books.get(name) != _levels(self.storage, name)) for name in self._books(symbol)]
 
     def _books(self, symbol: str | None) -> list[str]:
         return list(self.storage.orderbook) if symbol is None else [symbol]
@@ -670,7 +690,7 @@ class _Before:
     """
 
     def __init__(self, storage: Storage, table: str, heard: set[str | None]) -> None:
-        self.books: dict[str, dict[str, Any]] = {}
+        self.books: dict[str, Any] = {}
         self._heard = heard
         self._keys: tuple[str, ...] = ()
         self._rows: dict[Any, Row] = {}
@@ -679,7 +699,7 @@ class _Before:
         if not heard or known is None:
             return
         if table == BOOK:
-            self.books = {symbol: _book(storage, symbol) for symbol in storage.orderbook if _in(symbol, heard)}
+            self.books = {symbol: _levels(storage, symbol) for symbol in storage.orderbook if _in(symbol, heard)}
             return
         self._keys = tuple(known.keys)
         for row in _rows(storage, table):
@@ -749,6 +769,15 @@ def _book(storage: Storage, symbol: str) -> dict[str, Any]:
     """A copy of the book of a symbol, which nobody of ours changes; an empty one where there is none."""
     levels = storage.orderbook.get(symbol, {"Buy": SortedDict(), "Sell": SortedDict()})
     return {side: rows.copy() for side, rows in levels.items()}
+
+
+def _levels(storage: Storage, symbol: str) -> Any:
+    """What makes one book differ from another: the same levels can come with other timestamps."""
+    return [
+        (side, level, row.get("price"), row.get("size"))
+        for side, rows in storage.orderbook.get(symbol, {}).items()
+        for level, row in rows.items()
+    ]
 
 
 def _copy(error: Exception) -> Exception:

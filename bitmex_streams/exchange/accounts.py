@@ -10,8 +10,8 @@ Not here: liquidation (see `positions`), stop and pegged orders, hidden size, is
 
 from __future__ import annotations
 
-from collections import OrderedDict, deque
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections import OrderedDict
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
@@ -19,15 +19,14 @@ from random import Random
 from string import ascii_letters, digits
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
 
-import msgspec
-
 from ..messages import Row, Side
+from .account_rows import funding_row, margin_row, order_row, position_row, wallet_row
+from .account_tables import AccountTables
 from .instruments import INSTRUMENTS, Instrument
 from .keys import Keys
 from .market import Fill, Market, MarketEvent, Order, new_guid
-from .positions import Position, fee, margin, opening_value
-from .schemas import PRIVATE_SCHEMAS
-from .tables import Feed, MarketTables, iso
+from .positions import Position, fee, margin, opening_value, order_margin_rate
+from .tables import MarketTables, iso
 
 if TYPE_CHECKING:
     from .simulation import Due, Simulation
@@ -39,13 +38,13 @@ TimeInForce: TypeAlias = Literal["GoodTillCancel", "ImmediateOrCancel", "FillOrK
 DEPOSITS = {"XBt": 100_000_000, "USDt": 100_000_000_000}
 CURRENCIES = {instrument.settlement_currency for instrument in INSTRUMENTS.values()}
 KEY_CHARACTERS = ascii_letters + digits + "-_"
-RECENT_EXECUTIONS = 100  # in a partial
 CLOSED_ORDERS = 1000  # of which it is known that they were there
-RECENT_NOTIFICATIONS = 100
 MAX_TIMEOUT = 2**31 - 1  # ms
 MAX_CLIENT_ID = 36
-LEVERAGE = 100
 MILLISECOND = 1_000_000
+SIDES: tuple[Side, Side] = ("Buy", "Sell")
+REMOVED = "RemovedLiquidity"
+ROLES = ("AddedLiquidity", REMOVED)
 NO_ID = "00000000-0000-0000-0000-000000000000"
 
 SUBMITTED = "Submitted via API."
@@ -91,25 +90,17 @@ class Account:
         self.id = id
         self.api_key = api_key
         self.api_secret = api_secret
-        self.feed = Feed()
-        """Who is subscribed to which of the account's topics."""
+        self.tables = AccountTables(id)
         self._accounts = accounts
         self._exchange = accounts.exchange
         self._markets = accounts.exchange.tables.markets
         self._open: dict[str, OpenOrder] = {}
         self._closed: OrderedDict[str, Row] = OrderedDict()
         self._holdings: dict[str, Position] = {}
-        self._executions: list[Row] = []
-        self._rows: dict[str, dict[str, Row]] = {"position": {}, "margin": {}, "wallet": {}}
-        self._transacts: list[Row] = []
-        self._notifications: deque[Row] = deque(maxlen=RECENT_NOTIFICATIONS)
         self._notified = 0
         self._switch: Due | None = None  # of cancelAllAfter
         # What is to be published when the method or event that is at work is done.
         self._depth = 0
-        self._inserted: list[Row] = []
-        self._updated: dict[str, Row] = {}
-        self._executed: list[Row] = []
         self._symbols: dict[str, None] = {}
         self._currencies: dict[str, None] = {}
 
@@ -121,63 +112,37 @@ class Account:
     @property
     def orders(self) -> dict[str, Row]:
         """The open orders, by orderID."""
-        return {id: dict(found.row) for id, found in self._open.items()}
+        return {id: dict(row) for id, row in self.tables.orders.items()}
 
     @property
     def executions(self) -> list[Row]:
         """All executions since the account was opened, oldest first."""
-        return [dict(row) for row in self._executions]
+        return [dict(row) for row in self.tables.executions]
 
     @property
     def positions(self) -> dict[str, Row]:
         """The positions, by symbol: of every contract that the account ever had an order in."""
-        return {symbol: dict(row) for symbol, row in self._rows["position"].items()}
+        return {symbol: dict(row) for symbol, row in self.tables.positions.items()}
 
     @property
     def margins(self) -> dict[str, Row]:
         """The margin, by currency."""
-        return {currency: dict(row) for currency, row in self._rows["margin"].items()}
+        return {currency: dict(row) for currency, row in self.tables.margins.items()}
 
     @property
     def wallets(self) -> dict[str, Row]:
         """The wallets, by currency: what was deposited and withdrawn."""
-        return {currency: dict(row) for currency, row in self._rows["wallet"].items()}
+        return {currency: dict(row) for currency, row in self.tables.wallets.items()}
 
     @property
     def transacts(self) -> list[Row]:
         """All deposits and withdrawals, oldest first."""
-        return [dict(row) for row in self._transacts]
+        return [dict(row) for row in self.tables.transacts]
 
     @property
     def notifications(self) -> list[Row]:
         """The last private notifications, oldest first."""
-        return [dict(row) for row in self._notifications]
-
-    def rows(self, table: str, symbol: str | None = None) -> list[Row]:
-        """The rows of a partial of a private table: open orders only, and the last executions."""
-        rows: Iterable[Row]
-        if table == "order":
-            rows = self.orders.values()
-        elif table == "execution":
-            rows = self._executions
-        elif table == "transact":
-            rows = self._transacts
-        elif table == "privateNotifications":
-            rows = self._notifications
-        else:
-            rows = self._rows.get(table, {}).values()  # affiliate: nobody was ever referred
-        found = [dict(row) for row in rows if symbol is None or row["symbol"] == symbol]
-        return found[-RECENT_EXECUTIONS:] if table == "execution" else found
-
-    def partial(self, table: str, symbol: str | None = None) -> str:
-        """The message that begins the subscription of a private topic."""
-        schema = PRIVATE_SCHEMAS[table]
-        filter: Row = {"account": self.id} if symbol is None else {"account": self.id, "symbol": symbol}
-        return msgspec.json.encode({
-            "table": table, "action": "partial", "keys": schema.keys, "types": schema.types,
-            "foreignKeys": schema.foreign_keys, "attributes": schema.attributes, "filter": filter,
-            "data": self.rows(table, symbol),
-        }).decode()  # fmt: skip
+        return [dict(row) for row in self.tables.notifications]
 
     # --- trading ---
 
@@ -228,30 +193,21 @@ class Account:
                 time_in_force = "ImmediateOrCancel"
             immediate = time_in_force != "GoodTillCancel"
             order = Order(market.new_id(), side, size, ticks, size, self, immediate)
-            row = {
-                "orderID": order.id, "clOrdID": client_order_id, "account": self.id, "symbol": symbol,
-                "strategy": "OneWay", "side": side, "orderQty": size,
-                "price": None if ticks is None else instrument.price(ticks),
-                "currency": instrument.quote_currency, "settlCurrency": instrument.settlement_currency,
-                "ordType": "Market" if ticks is None else "Limit", "timeInForce": time_in_force,
-                "execInst": ",".join(
-                    name
-                    for name, given in (("ParticipateDoNotInitiate", post_only), ("ReduceOnly", reduce_only))
-                    if given
-                ),
-                "ordStatus": "New", "workingIndicator": True, "leavesQty": size, "cumQty": 0, "avgPx": None,
-                "text": SUBMITTED, "transactTime": iso(now), "timestamp": iso(now),
-            }  # fmt: skip
+            flags = {"ParticipateDoNotInitiate": post_only, "ReduceOnly": reduce_only}
+            row = order_row(
+                self.id, market.instrument, order, client_order_id, time_in_force,
+                ",".join(name for name, given in flags.items() if given), SUBMITTED, iso(now),
+            )  # fmt: skip
             found = OpenOrder(row, order, market, reduce_only, post_only)
             self._open[order.id] = found
-            self._inserted.append(dict(row))
+            self.tables.insert_order(row)
             self._execute(found, "New")
             self._symbols[symbol] = None
             if reduce_only and not room:
                 self._close(found, self._not_reducing(found))
-            elif post_only and self._takes(market, side, ticks):
+            elif post_only and market.engine.would_take(side, ticks):
                 self._close(found, WOULD_TAKE)
-            elif time_in_force == "FillOrKill" and self._depth_until(market, side, ticks, size) < size:
+            elif time_in_force == "FillOrKill" and not market.engine.can_fill(side, ticks, size):
                 self._close(found, f"Canceled: Order had timeInForce of {time_in_force}")
             else:
                 market.submit_order(order)
@@ -291,7 +247,7 @@ class Account:
                 raise OrderRefused("Invalid amend: orderQty, leavesQty, price, stopPx unchanged")
             if not found.reduce_only:
                 self._check_margin(found.market, order.side, quantity - order.filled, ticks, instead_of=found)
-            if found.post_only and ticks != order.ticks and self._takes(found.market, order.side, ticks):
+            if found.post_only and ticks != order.ticks and found.market.engine.would_take(order.side, ticks):
                 found.reason = WOULD_TAKE
                 found.market.cancel(order.id)
             else:
@@ -379,8 +335,7 @@ class Account:
             "id": self._notified, "date": iso(self._exchange.time()), "title": title, "body": body, "ttl": 60,
             "type": "info", "closable": True, "persist": False, "waitForVisibility": False, "sound": "",
         }  # fmt: skip
-        self._notifications.append(row)
-        self.feed.publish("privateNotifications", None, "insert", [row])
+        self.tables.append("privateNotifications", row)
         return dict(row)
 
     def _transact(self, kind: str, currency: str, amount: int) -> Row:
@@ -390,7 +345,7 @@ class Account:
             raise ValueError(f"amount is {amount!r}: it must be a positive whole number of {currency} (int)")
         with self._moment() as now:
             timestamp = iso(now)
-            if kind == "Withdrawal" and amount > self._rows["margin"].get(currency, {}).get("withdrawableMargin", 0):
+            if kind == "Withdrawal" and amount > self.tables.margins.get(currency, {}).get("withdrawableMargin", 0):
                 raise OrderRefused(f"Account has insufficient Available Balance, {amount} {currency} required")
             row: Row = {
                 "transactID": self._accounts.new_id(), "account": self.id, "currency": currency,
@@ -398,19 +353,8 @@ class Account:
                 "transactStatus": "Completed", "address": "", "tx": "", "text": "",
                 "transactTime": timestamp, "timestamp": timestamp,
             }  # fmt: skip
-            self._transacts.append(row)
-            self.feed.publish("transact", None, "insert", [row])
-            wallet = self._rows["wallet"].get(currency) or {"deposited": 0, "withdrawn": 0}
-            deposited = wallet["deposited"] + (amount if kind == "Deposit" else 0)
-            withdrawn = wallet["withdrawn"] + (amount if kind == "Withdrawal" else 0)
-            self._put("wallet", "currency", [{
-                "account": self.id, "currency": currency, "prevDeposited": 0, "prevWithdrawn": 0, "prevTransferIn": 0,
-                "prevTransferOut": 0, "prevAmount": 0, "deltaDeposited": deposited, "deltaWithdrawn": withdrawn,
-                "deltaTransferIn": 0, "deltaTransferOut": 0, "deltaAmount": deposited - withdrawn,
-                "deposited": deposited, "withdrawn": withdrawn, "transferIn": 0, "transferOut": 0,
-                "amount": deposited - withdrawn, "pendingCredit": 0, "pendingDebit": 0, "confirmedDebit": 0,
-                "timestamp": timestamp,
-            }])  # fmt: skip
+            self.tables.append("transact", row)
+            self.tables.put("wallet", [wallet_row(self.tables.wallets.get(currency), row)])
             self._currencies[currency] = None
         return dict(row)
 
@@ -460,32 +404,12 @@ class Account:
         side = found.order.side
         return f"Canceled: Order had execInst of ReduceOnly and side of {side} but current position is {size}"
 
-    @staticmethod
-    def _opposite(market: Market, side: Side, ticks: int | None) -> Iterator[tuple[int, int]]:
-        """(ticks, contracts) that an order of that side and limit would meet, best first."""
-        for at, level in market.engine.best_first("Sell" if side == "Buy" else "Buy"):
-            if ticks is not None and (at > ticks if side == "Buy" else at < ticks):
-                return
-            yield at, level.size
-
-    def _takes(self, market: Market, side: Side, ticks: int | None) -> bool:
-        return next(self._opposite(market, side, ticks), None) is not None
-
-    def _depth_until(self, market: Market, side: Side, ticks: int | None, wanted: int) -> int:
-        """The contracts that an order would meet, counted up to about ``wanted``."""
-        met = 0
-        for _, size in self._opposite(market, side, ticks):
-            met += size
-            if met >= wanted:
-                break
-        return met
-
     def _check_margin(
         self, market: Market, side: Side, size: int, ticks: int | None, instead_of: OpenOrder | None = None
     ) -> None:
         """Raise OrderRefused where what an order would bind, at the prices that it would get now, is not there."""
         pieces, left = [], size
-        for at, met in self._opposite(market, side, ticks):
+        for at, met in market.engine.meets(side, ticks):
             pieces.append((min(left, met), at))
             left -= pieces[-1][0]
             if not left:
@@ -495,7 +419,7 @@ class Account:
         instrument = market.instrument
         required = self._order_margin(instrument, {side: pieces}, instead_of) - self._order_margin(instrument)
         currency = instrument.settlement_currency
-        row = self._rows["margin"].get(currency, {"marginBalance": 0, "initMargin": 0})
+        row = self.tables.margins.get(currency, {"marginBalance": 0, "initMargin": 0})
         if required > 0 and required > row["marginBalance"] - row["initMargin"]:
             raise OrderRefused(f"Account has insufficient Available Balance, {required} {currency} required")
 
@@ -506,7 +430,9 @@ class Account:
         without: OpenOrder | None = None,
     ) -> int:
         """What the open orders in one contract bind: with some more, without one."""
-        return margin(max(self._opening(instrument, side, more or {}, without) for side in SIDES), _rate(instrument))
+        return margin(
+            max(self._opening(instrument, side, more or {}, without) for side in SIDES), order_margin_rate(instrument)
+        )
 
     def _opening(
         self, instrument: Instrument, side: Side, more: Mapping[str, Sequence[tuple[int, int]]], without: Any
@@ -643,6 +569,7 @@ class Account:
 
     def _leave(self, found: OpenOrder) -> None:
         del self._open[found.id]
+        self.tables.close_order(found.row)
         self._closed[found.id] = found.row
         if len(self._closed) > CLOSED_ORDERS:
             self._closed.popitem(last=False)
@@ -652,7 +579,7 @@ class Account:
     def on_mark(self, now: int) -> None:
         """The mark prices have moved."""
         with self._together(now):
-            self._symbols.update(dict.fromkeys(self._rows["position"]))
+            self._symbols.update(dict.fromkeys(self.tables.positions))
 
     def on_funding(self, now: int) -> None:
         """Pay funding, or get it, for each position, at the mark price and the rate that was announced."""
@@ -660,120 +587,58 @@ class Account:
             for symbol, holding in self._holdings.items():
                 if not holding.size:
                     continue
-                tables, instrument = self._markets[symbol], holding.instrument
+                tables = self._markets[symbol]
                 rate = tables.fundings[-1]["fundingRate"] * (1 if holding.size > 0 else -1)
-                price, quantity = tables.mark_price, abs(holding.size)
+                price = tables.mark_price
                 cost = holding.mark_value(price)
                 paid = fee(cost, rate)
                 holding.fees += paid
-                home, foreign = self._notional(tables, holding.size, cost)
-                self._record({
-                    "orderID": NO_ID, "clOrdID": "", "account": self.id, "symbol": symbol, "strategy": "OneWay",
-                    "side": "", "lastQty": quantity, "lastPx": price, "orderQty": quantity, "price": price,
-                    "currency": instrument.quote_currency, "settlCurrency": instrument.settlement_currency,
-                    "execType": "Funding", "ordType": "Limit", "timeInForce": "AtTheClose", "ordStatus": "Filled",
-                    "workingIndicator": False, "leavesQty": 0, "cumQty": quantity, "avgPx": price, "commission": rate,
-                    "feeType": "Funding", "text": "Funding", "trdMatchID": self._accounts.new_id(), "execCost": cost,
-                    "execComm": paid, "homeNotional": home, "foreignNotional": foreign,
-                    "transactTime": iso(now), "timestamp": iso(now),
-                })  # fmt: skip
+                notional = self._notional(tables, holding.size, cost)
+                row = funding_row(self.id, holding, price, rate, cost, paid, notional, iso(now))
+                ids = {"execID": self._accounts.new_id(), "orderID": NO_ID, "trdMatchID": self._accounts.new_id()}
+                self.tables.insert_execution({**ids, **row})
                 self._symbols[symbol] = None
 
-    # --- rows ---
+    # --- what is told of it ---
 
     def _update(self, found: OpenOrder, **changes: Any) -> None:
-        changes = {name: value for name, value in changes.items() if found.row[name] != value}
-        changes["transactTime"] = changes["timestamp"] = iso(self._exchange.now)
-        found.row.update(changes)
-        self._updated.setdefault(found.id, {}).update(changes)
+        self.tables.update_order(found.row, changes, iso(self._exchange.now))
 
     def _execute(self, found: OpenOrder, kind: str, **fields: Any) -> None:
-        times = {name: iso(self._exchange.now) for name in ("transactTime", "timestamp")}
-        self._record({**found.row, "execType": kind, "trdMatchID": NO_ID, **fields, **times})
-
-    def _record(self, row: Row) -> None:
-        row = {"execID": self._accounts.new_id(), **row}
-        self._executions.append(row)
-        self._executed.append(row)
+        times = dict.fromkeys(("transactTime", "timestamp"), iso(self._exchange.now))
+        id = self._accounts.new_id()
+        self.tables.insert_execution(
+            {"execID": id, **found.row, "execType": kind, "trdMatchID": NO_ID, **fields, **times}
+        )
 
     def _publish(self, now: int) -> None:
         """Publish what has come together, with what it makes of positions and margins."""
-        inserted, self._inserted = self._inserted, []
-        updated, self._updated = self._updated, {}
-        executed, self._executed = self._executed, []
         symbols, self._symbols = self._symbols, {}
         currencies, self._currencies = self._currencies, {}
-        self.feed.publish_mixed("order", "insert", inserted)
-        rows = {id: (self._open[id].row if id in self._open else self._closed[id]) for id in updated}
-        self.feed.publish_mixed(
-            "order",
-            "update",
-            [{**{name: rows[id][name] for name in ORDER_COLUMNS}, **changes} for id, changes in updated.items()],
-        )
-        self.feed.publish_mixed("execution", "insert", executed)
         timestamp = iso(now)
-        self._put("position", "symbol", [self._position_row(symbol, timestamp) for symbol in symbols])
+        self.tables.publish_orders()
+        self.tables.put("position", [self._position_row(symbol, timestamp) for symbol in symbols])
         currencies.update({self._markets[symbol].market.instrument.settlement_currency: None for symbol in symbols})
-        self._put("margin", "currency", [self._margin_row(currency, timestamp) for currency in currencies])
-
-    def _put(self, table: str, column: str, rows: Sequence[Row]) -> None:
-        """Put rows into a table and publish what is new in them: whole rows first, then what changed of others."""
-        kept, keys = self._rows[table], PRIVATE_SCHEMAS[table].keys
-        inserts: list[Row] = []
-        updates: list[Row] = []
-        for row in rows:
-            id = row[column]
-            before = kept.get(id)
-            if before is None:
-                inserts.append(row)
-            else:
-                changed = {name: value for name, value in row.items() if before[name] != value}
-                if changed.keys() <= {"timestamp"}:
-                    continue
-                updates.append({**{name: row[name] for name in keys}, **changed, "timestamp": row["timestamp"]})
-            kept[id] = row
-        self.feed.publish_mixed(table, "insert", inserts)
-        self.feed.publish_mixed(table, "update", updates)
+        self.tables.put("margin", [
+            margin_row(
+                self.id, currency, self.tables.wallets.get(currency), self.tables.positions.values(), timestamp
+            )
+            for currency in currencies
+        ])  # fmt: skip
 
     def _position_row(self, symbol: str, timestamp: str) -> Row:
         tables = self._markets[symbol]
         instrument = tables.market.instrument
         holding = self._holdings.get(symbol) or Position(instrument)
-        mark = tables.mark_price
-        mark_value = holding.mark_value(mark)
-        unrealised = mark_value - holding.open_cost
-        bound, cost = abs(holding.open_cost), holding.open_cost
-        taker = Fraction(str(instrument.taker_fee))
-        initial = margin(cost, Fraction(str(instrument.initial_margin)))
-        fees = margin(cost, 2 * taker)
-        maintenance = margin(cost, Fraction(str(instrument.maintenance_margin)) + taker)
-        home, foreign = self._notional(tables, holding.size, mark_value)
-        ordered = {side: [0, 0] for side in SIDES}
-        for found in self._open.values():
-            order = found.order
-            if found.market is tables.market and order.ticks is not None:
-                ordered[order.side][0] += order.leaves
-                ordered[order.side][1] += instrument.cost(order.leaves, instrument.price(order.ticks))
-        return {
-            "account": self.id, "symbol": symbol, "strategy": "OneWay", "currency": instrument.settlement_currency,
-            "underlying": instrument.underlying, "quoteCurrency": instrument.quote_currency,
-            "commission": instrument.taker_fee, "initMarginReq": instrument.initial_margin,
-            "maintMarginReq": instrument.maintenance_margin, "leverage": LEVERAGE, "crossMargin": True,
-            "rebalancedPnl": 0, "prevRealisedPnl": 0, "prevUnrealisedPnl": 0, "openingQty": 0,
-            "openOrderBuyQty": ordered["Buy"][0], "openOrderBuyCost": ordered["Buy"][1], "openOrderBuyPremium": 0,
-            "openOrderSellQty": ordered["Sell"][0], "openOrderSellCost": ordered["Sell"][1], "openOrderSellPremium": 0,
-            "currentQty": holding.size, "currentCost": holding.cost, "currentComm": holding.fees,
-            "realisedCost": holding.realised_cost, "unrealisedCost": cost, "grossOpenPremium": 0,
-            "isOpen": holding.size != 0, "markPrice": mark, "markValue": mark_value, "riskValue": abs(mark_value),
-            "homeNotional": home, "foreignNotional": foreign, "posCost": cost, "posCross": 0, "posComm": fees,
-            "posLoss": 0, "posMargin": initial + fees, "posMaint": maintenance, "posInit": initial,
-            "initMargin": self._order_margin(instrument), "maintMargin": maintenance,
-            "realisedPnl": holding.realised_pnl, "unrealisedPnl": unrealised,
-            "unrealisedPnlPcnt": round(unrealised / bound, 4) if bound else 0,
-            "unrealisedRoePcnt": round(unrealised / bound * LEVERAGE, 4) if bound else 0,
-            "avgCostPrice": holding.average_entry_price, "avgEntryPrice": holding.average_entry_price,
-            "timestamp": timestamp,
-        }  # fmt: skip
+        return position_row(
+            self.id,
+            holding,
+            tables.mark_price,
+            self._notional(tables, holding.size, holding.mark_value(tables.mark_price)),
+            [found.order for found in self._open.values() if found.market is tables.market],
+            self._order_margin(instrument),
+            timestamp,
+        )
 
     def _notional(self, tables: MarketTables, size: int, value: int) -> tuple[float, float]:
         """``homeNotional`` and ``foreignNotional`` of a position: of a long one, the home currency is owned."""
@@ -782,42 +647,6 @@ class Account:
         sign = 1 if size > 0 else -1
         home, foreign = tables.notional(abs(size), tables.mark_price, abs(value))
         return sign * home, -sign * foreign
-
-    def _margin_row(self, currency: str, timestamp: str) -> Row:
-        positions = [row for row in self._rows["position"].values() if row["currency"] == currency]
-
-        def total(column: str, of: Callable[[int], int] = int) -> int:
-            return sum(of(row[column]) for row in positions)
-
-        amount = self._rows["wallet"].get(currency, {"amount": 0})["amount"]
-        orders, initial, maintenance = total("initMargin"), total("posMargin"), total("maintMargin")
-        wallet = amount + total("realisedPnl")
-        balance = wallet + total("unrealisedPnl")
-        bound = initial + orders
-        value = total("riskValue")
-        return {
-            "account": self.id, "currency": currency, "amount": amount, "grossComm": total("currentComm"),
-            "grossOpenCost": total("openOrderBuyCost", abs) + total("openOrderSellCost", abs), "grossOpenPremium": 0,
-            "grossMarkValue": value, "riskValue": value, "initMargin": bound, "maintMargin": maintenance,
-            "targetExcessMargin": 0, "realisedPnl": total("realisedPnl"), "unrealisedPnl": total("unrealisedPnl"),
-            "walletBalance": wallet, "marginBalance": balance,
-            "marginLeverage": round(value / balance, 8) if balance > 0 else 0,
-            "marginUsedPcnt": round(bound / balance, 4) if balance > 0 else 0,
-            "excessMargin": max(0, balance - bound), "availableMargin": max(0, balance - bound),
-            "withdrawableMargin": max(0, min(balance, wallet) - bound), "timestamp": timestamp,
-            "foreignMarginBalance": 0, "foreignRequirement": 0,
-        }  # fmt: skip
-
-
-SIDES: tuple[Side, Side] = ("Buy", "Sell")
-REMOVED = "RemovedLiquidity"
-ROLES = ("AddedLiquidity", REMOVED)
-ORDER_COLUMNS = ("orderID", "clOrdID", "account", "symbol")
-
-
-def _rate(instrument: Instrument) -> Fraction:
-    """What an order binds of its value: the initial margin, and the fee for coming in and for going out."""
-    return Fraction(str(instrument.initial_margin)) + 2 * Fraction(str(instrument.taker_fee))
 
 
 class Accounts(Sequence[Account]):

@@ -44,7 +44,9 @@ class Order:
     ticks: int | None
     leaves: int
     account: Any = None
-    """Whose it is: anything that the submitter wants to find again in fills; None for the background flow."""
+    """Whose it is: anything that the submitter wants to find again in fills; None for the background flow. (An
+    `Account` knows those orders alone that it submits itself.)
+    """
     immediate: bool = False
 
     @property
@@ -120,6 +122,25 @@ class MatchingEngine:
         """The levels of a side, best first."""
         levels = self.side(side)
         return ((ticks, levels[ticks]) for ticks in (reversed(levels) if side == "Buy" else iter(levels)))
+
+    def meets(self, side: Side, ticks: int | None) -> Iterator[tuple[int, int]]:
+        """(ticks, contracts) that an order of a side and limit (None: at any price) would meet now, best first."""
+        for at, level in self.best_first("Sell" if side == "Buy" else "Buy"):
+            if ticks is not None and (at > ticks if side == "Buy" else at < ticks):
+                return
+            yield at, level.size
+
+    def would_take(self, side: Side, ticks: int | None) -> bool:
+        """Whether an order of a side and limit would meet anything."""
+        return next(self.meets(side, ticks), None) is not None
+
+    def can_fill(self, side: Side, ticks: int | None, quantity: int) -> bool:
+        """Whether an order of a side and limit would be filled at once, in whole."""
+        for _, size in self.meets(side, ticks):
+            quantity -= size
+            if quantity <= 0:
+                return True
+        return False
 
     def submit(self, order: Order, time: int) -> list[Fill]:
         """Match an order; what a limit order has left then rests. What a market order, or one that is ``immediate``,

@@ -18,7 +18,7 @@ from typing import Any
 
 from .instruments import Instrument, round_half_up
 
-__all__ = ["Position", "fee", "margin", "opening_value"]
+__all__ = ["Position", "fee", "margin", "opening_value", "order_margin_rate"]
 
 
 def fee(cost: int, rate: float) -> int:
@@ -83,6 +83,11 @@ def margin(value: int, rate: Fraction) -> int:
     """What ``rate`` of a value of any sign is, as margin: never less, so rounded up."""
     amount = abs(value) * rate
     return -(-amount.numerator // amount.denominator)
+
+
+def order_margin_rate(instrument: Instrument) -> Fraction:
+    """What an order binds of its value: the initial margin, and the fee for coming in and for going out."""
+    return Fraction(str(instrument.initial_margin)) + 2 * Fraction(str(instrument.taker_fee))
 
 
 def opening_value(instrument: Instrument, orders: Iterable[tuple[int, int]], closing: int) -> int:

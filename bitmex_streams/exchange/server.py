@@ -131,7 +131,7 @@ class Session:
             # No await from here to the feed: the deltas that follow are of exactly what the partial shows.
             if table in PRIVATE_SCHEMAS:
                 assert self.account is not None
-                self.send(self.account.partial(table, symbol))
+                self.send(self.account.tables.partial(table, symbol))
             else:
                 self.send(self._tables.partial(table, symbol))
             self.topics[table, symbol] = None
@@ -160,7 +160,7 @@ class Session:
         self._feed_of(table).remove(self, table, symbol)
 
     def _feed_of(self, table: str) -> Feed:
-        return self._feed if self.account is None or table not in PRIVATE_SCHEMAS else self.account.feed
+        return self._feed if self.account is None or table not in PRIVATE_SCHEMAS else self.account.tables.feed
 
     def _command(self, request: Any) -> None:
         op = request.get("op") if isinstance(request, dict) else None
@@ -338,7 +338,7 @@ class Exchange(Simulation):
     def topics(self) -> dict[str, int]:
         """How many clients are subscribed to each topic; to a private one, of all accounts together."""
         found: dict[str, int] = {}
-        for feed in (self.feed, *(account.feed for account in self.accounts)):
+        for feed in (self.feed, *(account.tables.feed for account in self.accounts)):
             for topic, subscribers in feed.topics.items():
                 name = topic_name(*topic)
                 found[name] = found.get(name, 0) + len(subscribers)

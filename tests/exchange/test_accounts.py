@@ -136,13 +136,15 @@ def test_both_sides_of_a_trade_hear_of_it():
     made = of_maker[1]["data"]
     assert new["execType"] == "New"
     assert [row["trdMatchID"] for row in taken] == [row["trdMatchID"] for row in made]
-    for side, rows, role, rate, sign in (
-        ("Buy", taken, "RemovedLiquidity", 0.00075, 1), ("Sell", made, "AddedLiquidity", 0.0002, -1)
-    ):  # fmt: skip
-        for row, price, cost in zip(rows, (64000, 64000.5), (312_500, 312_498), strict=True):
+    # 0.075 % of two lots of 156250 and of 156249 are 234.375 and 234.3735, 0.02 % are 62.5 and 62.4996.
+    for side, rows, role, rate, sign, fees in (
+        ("Buy", taken, "RemovedLiquidity", 0.00075, 1, (234, 234)),
+        ("Sell", made, "AddedLiquidity", 0.0002, -1, (63, 62)),
+    ):
+        for row, price, cost, fee in zip(rows, (64000, 64000.5), (312_500, 312_498), fees, strict=True):
             assert (row["execType"], row["side"], row["lastQty"], row["lastPx"]) == ("Trade", side, 200, price)
             assert (row["lastLiquidityInd"], row["commission"]) == (role, rate)
-            assert (row["execCost"], row["execComm"]) == (-sign * cost, round(cost * rate))
+            assert (row["execCost"], row["execComm"]) == (-sign * cost, fee)
             assert (row["homeNotional"], row["foreignNotional"]) == (sign * cost / 1e8, -sign * 200)
     assert [(row["ordStatus"], row["leavesQty"], row["cumQty"]) for row in taken] == [
         ("PartiallyFilled", 300, 200),
@@ -642,12 +644,12 @@ def test_every_private_table_begins_with_a_partial_of_the_account(table):
     account.submit("XBTUSD", "Buy", 200, 64000)
     account.submit("XBTUSD", "Sell", 100, 64000)
     account.submit("XBTUSDT", "Buy", 1000, 64000)
-    message = json.loads(account.partial(table))
+    message = json.loads(account.tables.partial(table))
     assert message["filter"] == {"account": account.id} and set(message["keys"]) <= set(message["types"])
     assert all(set(row) <= set(message["types"]) for row in message["data"])
     assert (table in ("affiliate", "privateNotifications")) == (message["data"] == [])
     if table in ("order", "execution", "position"):
-        of_one = json.loads(account.partial(table, "XBTUSD"))
+        of_one = json.loads(account.tables.partial(table, "XBTUSD"))
         assert of_one["filter"] == {"account": account.id, "symbol": "XBTUSD"}
         assert of_one["data"] == [row for row in message["data"] if row["symbol"] == "XBTUSD"]
 
@@ -656,7 +658,7 @@ def test_the_partial_of_executions_holds_the_last_hundred():
     account = open_simulation().open_account()
     for _ in range(60):
         account.cancel(account.submit("XBTUSD", "Buy", 100, 60000)["orderID"])
-    assert json.loads(account.partial("execution"))["data"] == json.loads(json.dumps(account.executions[-100:]))
+    assert json.loads(account.tables.partial("execution"))["data"] == json.loads(json.dumps(account.executions[-100:]))
     assert len(account.executions) == 120
 
 

@@ -240,12 +240,13 @@ class FastTransport(Dialer):
             return
         assert self._stream is not None
         self._reading = True
+        why = ""
         try:
             data = await self._stream.receive_some(CHUNK)
             if data and self._tls is not None:
                 data += self._other_records(self._tls)
-        except (trio.BrokenResourceError, trio.ClosedResourceError):
-            data = b""
+        except (trio.BrokenResourceError, trio.ClosedResourceError) as exc:
+            data, why = b"", str(exc.__cause__ or "")
         finally:
             self._reading = False
             if self._news:
@@ -255,7 +256,7 @@ class FastTransport(Dialer):
         else:
             self._at_eof = True
             self._protocol.receive_eof()
-            self._settle()
+            self._settle(why)
 
     def _other_records(self, tls: ssl.SSLObject) -> bytes:
         """What else can be decrypted. A read gives one TLS record, and a server may send each message in its own."""
@@ -362,15 +363,15 @@ class FastTransport(Dialer):
         self._protocol.fail(code, reason)
         self._settle()
 
-    def _settle(self) -> None:
-        """After the protocol was shown something: what it wants written, and whether that was the end."""
+    def _settle(self, why: str = "") -> None:
+        """After the protocol was shown something: what it wants written, and whether that was the end (``why``, where
+        the connection broke).
+        """
         protocol = self._protocol
-        waiting = bool(self._answers)
-        for data in protocol.data_to_send():
-            if data:  # else the end of what we send; `aclose` says that
-                self._answers[data[:1]] = data
-        if self._answers and not waiting and self._nursery is not None:
-            self._nursery.start_soon(self._write_answers)
+        idle = not self._answers
+        self._collect_answers()
+        if self._answers and idle and self._nursery is not None:
+            self._nursery.start_soon(self._answer)
         if self._ended is not None or protocol.state is State.OPEN:
             return
         received, sent = protocol.close_rcvd, protocol.close_sent
@@ -379,7 +380,7 @@ class FastTransport(Dialer):
         elif sent is not None:
             self._ended = int(sent.code), sent.reason, False
         else:
-            self._ended = 1006, "", False
+            self._ended = 1006, why, False
 
     def _closed(self) -> TransportClosed:
         code, reason, by_server = self._ended or (1006, "", False)
@@ -417,13 +418,20 @@ class FastTransport(Dialer):
         except (InvalidState, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
             raise self._closed() from exc
 
+    def _collect_answers(self) -> None:
+        for data in self._protocol.data_to_send():
+            if data:  # else the end of what this side sends: `aclose` says so
+                self._answers[data[:1]] = data
+
+    async def _answer(self) -> None:
+        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # whoever reads sees it, too
+            await self._write_answers()
+
     async def _write_answers(self) -> None:
-        with contextlib.suppress(trio.BrokenResourceError, trio.ClosedResourceError):  # the reader sees that, too
-            async with self._writing:
-                data = b"".join(self._answers.values())
-                self._answers.clear()
-                if data:
-                    await self._write(data)
+        async with self._writing:
+            data = b"".join(self._answers.values())
+            self._answers.clear()
+            await self._write(data)
 
     async def _write(self, data: bytes) -> None:
         assert self._stream is not None
@@ -441,8 +449,10 @@ class FastTransport(Dialer):
             if self._nursery is not None and not self._at_eof:
                 with trio.move_on_after(CLOSE_TIMEOUT):
                     await self._close(code, reason or "")
-        except (ProtocolError, ValueError):  # a code or reason that no close frame can have
-            pass
+        except (ProtocolError, ValueError):
+            pass  # a code or reason that no close frame can have
+        except (trio.BrokenResourceError, trio.ClosedResourceError):
+            pass  # nobody is there to take one
         finally:
             if self._wire is not None:
                 with contextlib.suppress(trio.BrokenResourceError):
@@ -452,7 +462,7 @@ class FastTransport(Dialer):
         if self._ended is None:
             self._ended = code, reason, False
             self._protocol.send_close(code, reason)
-            self._settle()
+            self._collect_answers()
         await self._write_answers()
         while not self._at_eof:  # it is the server that hangs up (RFC 6455, 7.1.1)
             await self._read()

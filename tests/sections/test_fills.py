@@ -248,6 +248,13 @@ def test_an_empty_partial_says_that_fills_may_be_missing_unless_none_was_ever_kn
     assert not account.fills.stale
 
 
+def test_an_empty_partial_of_a_symbol_is_judged_by_what_was_known_of_that_symbol():
+    account = Account()
+    account.feed(partial(execution(1), symbol="XBTUSD"), partial(symbol="ETHUSD"))
+    assert account.told(disconnected(), partial(symbol="ETHUSD")) == []
+    assert brief(account.told(partial(symbol="XBTUSD"))) == [(time(1), "XBTUSD")]
+
+
 def test_fills_that_were_the_first_of_all_and_came_in_a_gap_may_not_be_all():
     account = Account()
     assert brief(account.told(partial(), disconnected(), partial(execution(1), execution(2)))) == [
@@ -373,6 +380,9 @@ def test_memory_is_bounded_and_what_is_forgotten_is_not_told_again():
     assert brief(account.fills.recent) == [6, 7, 8]
     assert len(account.fills._known) == 3
     assert brief(account.told(partial(*map(execution, range(10))))) == [-9]
+    for _ in range(3):
+        account.feed(partial(*map(execution, range(10))), partial(execution(9), symbol="XBTUSD"))
+    assert (len(account.fills._known), len(account.fills._followed)) == (3, 1)
 
 
 def test_what_is_forgotten_is_not_told_again_where_all_of_it_has_one_time():

@@ -102,11 +102,9 @@ class OfAccount(Latest[Item]):
         self.account = account
         self._given = account is not None
 
-    def process(self, item: Any) -> Iterable[Any]:
-        if type(item) is TableUpdate and item.table in self.private:
-            mine = self._mine(item)
-            return (item,) if mine is None else [item, *self._follow(mine)]
-        return super().process(item)
+    def _follow(self, update: TableUpdate) -> list[Any]:
+        mine = self._mine(update) if update.table in self.private else update
+        return [] if mine is None else super()._follow(mine)
 
     def _mine(self, update: TableUpdate) -> TableUpdate | None:
         """What an update tells of the account; None: nothing."""

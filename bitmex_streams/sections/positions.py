@@ -433,9 +433,7 @@ class _Executions:
             exec_id, symbol = row.get("execID"), row.get("symbol")
             if type(exec_id) is str and exec_id not in self._known and not any(scope.covers(row) for scope in scopes):
                 self._remember(exec_id, symbol if type(symbol) is str else "")
-        self._followed = [followed for followed in self._followed if not topic.covers(followed.filter)]
-        if not any(followed.covers(topic.filter) for followed in self._followed):
-            self._followed.append(topic)
+        self._followed = [*(followed for followed in self._followed if not topic.covers(followed.filter)), topic]
         return news, missing
 
     def _knows(self, row: Mapping[str, Any]) -> bool:

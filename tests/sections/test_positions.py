@@ -16,7 +16,7 @@ from msgspec.structs import replace
 
 from bitmex_streams.exchange import open_exchange
 from bitmex_streams.inventory import Contract, Inventory
-from bitmex_streams.messages import Connected, Disconnected, Position, StateLost, TableMessage, is_mark
+from bitmex_streams.messages import Connected, Disconnected, Position, StateLost, TableMessage, TableUpdate, is_mark
 from bitmex_streams.pipeline import Pipeline
 from bitmex_streams.sections.connection import Connection
 from bitmex_streams.sections.decoder import Decoder
@@ -216,9 +216,29 @@ def test_without_a_row_of_its_instrument_the_mark_price_is_the_row_s():
 
 
 def test_an_instrument_that_is_not_marked_yet_has_no_mark_price():
-    line = Line(Positions())
-    line.feed(positions_partial(position()), instruments(instrument(mark=0)))
-    assert told(line, marked(None)) == []
+    positions = Positions()
+    line = Line(positions)
+    line.feed(positions_partial(position()))
+    assert told(line, instruments(instrument(mark=0)), marked(None)) == []
+    assert (positions["XBTUSD"].stale, positions["XBTUSD"].mark_price, line.asked) == (False, 50000, [])
+
+
+def test_what_is_said_last_of_an_instrument_counts():
+    positions = Positions()
+    line = Line(positions)
+    line.feed(positions_partial(position()), instruments(instrument(mark=62500)))
+    assert (positions["XBTUSD"].mark_price, positions["XBTUSD"].unrealized) == (62500, 270_000)
+    [unmarked] = told(line, instruments())  # not listed any more: the row's own mark price is left
+    assert (unmarked.mark_price, unmarked.unrealized) == (50000, 150_000)
+    halved = instrument(mark=62500, multiplier=-50_000_000)
+    [listed] = told(line, instruments(halved))
+    assert listed.unrealized == 750_000 - 3 * 80_000
+    [unmarked] = told(line, TableMessage("instrument", "delete", [{"symbol": "XBTUSD"}], 3, "a"))
+    assert unmarked.mark_price == 50000
+    [listed] = told(line, TableMessage("instrument", "insert", [instrument(mark=62500)], 4, "a"))
+    assert listed.unrealized == 270_000
+    [listed] = told(line, instruments(halved))
+    assert listed.unrealized == 510_000
 
 
 def test_net_sums_by_currency():
@@ -300,6 +320,9 @@ def test_a_second_account_is_an_error_in_words_unless_one_was_given():
     line.feed(positions_partial(position(account=5, currentQty=7), account=5, source="b"))
     assert positions["XBTUSD"].size == 7
     assert told(line, position_change(currentQty=6)) == []
+    both = TableUpdate("position", "update", [position(currentQty=6), position(account=5, currentQty=8)], 3, "b")
+    same, mine = positions.process(both)
+    assert (same is both, mine.account, mine.size) == (True, 5, 8)
 
 
 # --- as the executions since the stream began make them ---
@@ -394,7 +417,7 @@ def test_where_the_exchange_tells_of_positions_it_is_believed():
     told_of, gone = told(line, positions_partial(position()))
     assert (told_of.symbol, told_of.size) == ("XBTUSD", 300)
     assert (gone.symbol, gone.size, gone.stale) == ("ETHUSD", 0, True)
-    assert told(line, executed(trade("3"))) == []
+    assert told(line, executed(trade("3")), marked(7, "ETHUSD")) == []
     assert (positions["XBTUSD"].size, len(positions)) == (300, 1)
 
 
@@ -513,6 +536,7 @@ def test_executions_are_forgotten_in_the_order_they_came():
     line.feed(executed(*rows[:4]))
     line.feed(StateLost(3, "a", "why", "execution"), executions(*rows))
     assert (positions["XBTUSD"].size, positions.stale) == (500, False)
+    assert len(positions._executions._known) == 2
 
 
 def test_partials_of_the_real_exchange():

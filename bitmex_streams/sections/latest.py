@@ -60,8 +60,10 @@ class Latest(Follower, Mapping[str, Item]):
         return any(topic.stale for topic in self.topics_of(key))
 
     def lose(self, topic: Topic, received: int) -> Iterable[Item]:
-        for key, item in self._latest.items():
-            if not item.stale and self.is_lost(key):
+        symbol = topic.filter.get("symbol")
+        for key in list(self._latest) if type(symbol) is not str else (symbol,):
+            item = self._latest.get(key)
+            if item is not None and not item.stale and self.is_lost(key):
                 self._latest[key] = item = replace(item, stale=True, received=received)
                 yield item
 

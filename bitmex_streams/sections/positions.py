@@ -137,8 +137,7 @@ class Positions(OfAccount[Position]):
         else:
             mark_price, before = number_in(row, "markPrice"), self._instruments.get(symbol)
             self._instruments[symbol] = row
-            if update.action == "insert" or before is None:
-                self._contracts.pop(symbol, None)
+            if before is None:
                 self._take_waiting(symbol)
             elif before.get("markPrice") == mark_price:
                 return ()  # most updates are of other columns

@@ -320,7 +320,7 @@ def test_a_second_account_is_an_error_in_words_unless_one_was_given():
     line.feed(positions_partial(position(account=5, currentQty=7), account=5, source="b"))
     assert positions["XBTUSD"].size == 7
     assert told(line, position_change(currentQty=6)) == []
-    both = TableUpdate("position", "update", [position(currentQty=6), position(account=5, currentQty=8)], 3, "b")
+    both = TableUpdate("position", "update", [position(account=5, currentQty=8), position(currentQty=6)], 3, "b")
     same, mine = positions.process(both)
     assert (same is both, mine.account, mine.size) == (True, 5, 8)
 

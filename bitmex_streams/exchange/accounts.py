@@ -170,29 +170,21 @@ class Account:
         """
         with self._moment() as now:
             market = self._market(symbol)
-            instrument = market.instrument
-            if side not in ("Buy", "Sell"):
+            if side not in SIDES:
                 raise OrderRefused("Invalid side")
-            self._check_size(instrument, size)
-            ticks = None if price is None else self._ticks(instrument, price)
-            if time_in_force not in ("GoodTillCancel", "ImmediateOrCancel", "FillOrKill"):
-                raise OrderRefused("Unsupported timeInForce")
-            if post_only and (ticks is None or time_in_force != "GoodTillCancel"):
-                raise OrderRefused("Invalid ordType or timeInForce for execInst")
-            if not isinstance(client_order_id, str) or len(client_order_id) > MAX_CLIENT_ID:
-                raise OrderRefused("Invalid clOrdID")
-            if client_order_id and any(found.row["clOrdID"] == client_order_id for found in self._open.values()):
-                raise OrderRefused("Duplicate clOrdID")
+            self._check_size(market.instrument, size)
+            ticks = None if price is None else self._ticks(market.instrument, price)
+            self._check_options(ticks, client_order_id, time_in_force, post_only)
             room = self._room(symbol, side)
-            if reduce_only and room:
-                size = min(size, room)
-            if not reduce_only:
+            if reduce_only:
+                size = min(size, room) or size
+            else:
                 self._check_margin(market, side, size, ticks)
 
             if ticks is None and time_in_force == "GoodTillCancel":
                 time_in_force = "ImmediateOrCancel"
             immediate = time_in_force != "GoodTillCancel"
-            order = Order(market.new_id(), side, size, ticks, size, self, immediate)
+            order = Order(self._accounts.new_id(), side, size, ticks, size, self, immediate)
             flags = {"ParticipateDoNotInitiate": post_only, "ReduceOnly": reduce_only}
             row = order_row(
                 self.id, market.instrument, order, client_order_id, time_in_force,
@@ -279,7 +271,7 @@ class Account:
         """
         if symbol is not None:
             self._market(symbol)
-        if side not in ("Buy", "Sell", None):
+        if side not in (*SIDES, None):
             raise OrderRefused("Invalid side")
         with self._moment():
             concerned = [
@@ -339,7 +331,7 @@ class Account:
         return dict(row)
 
     def _transact(self, kind: str, currency: str, amount: int) -> Row:
-        if currency not in CURRENCIES:
+        if not isinstance(currency, str) or currency not in CURRENCIES:
             raise ValueError(f"currency is {currency!r}: it must be one of {', '.join(sorted(CURRENCIES))}")
         if not isinstance(amount, int) or isinstance(amount, bool) or amount <= 0:
             raise ValueError(f"amount is {amount!r}: it must be a positive whole number of {currency} (int)")
@@ -361,9 +353,19 @@ class Account:
     # --- what is asked of an order ---
 
     def _market(self, symbol: str) -> Market:
-        if symbol not in self._markets:
+        if not isinstance(symbol, str) or symbol not in self._markets:
             raise OrderRefused("Invalid symbol")
         return self._markets[symbol].market
+
+    def _check_options(self, ticks: int | None, client_order_id: Any, time_in_force: Any, post_only: bool) -> None:
+        if time_in_force not in ("GoodTillCancel", "ImmediateOrCancel", "FillOrKill"):
+            raise OrderRefused("Unsupported timeInForce")
+        if post_only and (ticks is None or time_in_force != "GoodTillCancel"):
+            raise OrderRefused("Invalid ordType or timeInForce for execInst")
+        if not isinstance(client_order_id, str) or len(client_order_id) > MAX_CLIENT_ID:
+            raise OrderRefused("Invalid clOrdID")
+        if client_order_id and any(found.row["clOrdID"] == client_order_id for found in self._open.values()):
+            raise OrderRefused("Duplicate clOrdID")
 
     @staticmethod
     def _check_size(instrument: Instrument, size: Any, name: str = "orderQty") -> None:

@@ -297,6 +297,8 @@ class Exchange(Simulation):
     ``url`` (str): where it is served. ``speed`` (float): seconds of the exchange's time in a second of trio's clock; 0
     while it is paused. ``lag`` (float): how far it is behind that. ``clients`` (int): how many are connected.
 
+    Accounts are opened with `open_account`; clients sign in to them with their keys.
+
     An exchange that cannot keep its speed (too many events for the machine, or more messages than its clients read)
     runs slower, and holds nobody up.
     """

@@ -676,6 +676,22 @@ def test_the_market_is_the_same_while_no_account_trades():
     assert stream(0) == stream(3)
 
 
+def test_the_same_orders_on_the_same_seed_give_the_same_messages():
+    def stream(seed):
+        exchange = open_simulation(("XBTUSD",), rate=40, levels=30, seed=seed)
+        messages = []
+        account = exchange.open_account()
+        session = Session(exchange.feed, exchange.tables, messages.append, exchange.accounts, account)
+        session.subscribe(["trade", "order", "execution", "position", "margin"], None)
+        for level in range(20):
+            account.submit("XBTUSD", "Buy", 1000, near(exchange, "XBTUSD", level % 3))
+            exchange.advance(7)
+        return messages
+
+    assert stream(1) == stream(1) and len(stream(1)) > 100
+    assert stream(1) != stream(2)
+
+
 # --- everything at once
 
 lots, levels = st.integers(1, 30), st.integers(-8, 8)

@@ -433,7 +433,8 @@ class BitMEXWebsocket:
             if error.status in (None, 429) or (not others and self._asked == number + 1):
                 raise
             async with self._once_more:
-                await self.connection.subscribe(topic)
+                if topic not in self.connection.subscriptions:  # else it has been acknowledged meanwhile
+                    await self.connection.subscribe(topic)
         finally:
             self._asking -= 1
 

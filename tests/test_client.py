@@ -667,7 +667,7 @@ class Reference:
     def __init__(self, exchange, tables):
         self.exchange = exchange
         self.tables = tables
-        self.start, self.rows, self._keys, self._state = {}, {}, {}, {}
+        self.start, self.rows, self._keys, self._state, self._places = {}, {}, {}, {}, {}
         for table in tables:
             begin = json.loads(exchange.tables.partial(table, None))
             self._keys[table] = begin["keys"]
@@ -708,9 +708,10 @@ class Reference:
                 told += [row for action, row in changes if action != "delete"]
                 assert is_run(of_symbol, told), (table, symbol, len(of_symbol))
         if table != "orderBookL2":  # and over all symbols, behind the states
-            places = {canonical(row): place for place, (_, row) in enumerate(self.rows[table])}
-            order = [places.get(canonical(row), -1) for row in got]
-            changes = [place for number, place in enumerate(order) if got[number] not in first_of_symbols(got)]
+            if table not in self._places:
+                self._places[table] = {canonical(row): place for place, (_, row) in enumerate(self.rows[table])}
+            states = [id(row) for row in first_of_symbols(got)]
+            changes = [self._places[table][canonical(row)] for row in got if id(row) not in states]
             assert changes == sorted(changes)
 
     def _check_book(self, symbol, got, changes):
@@ -724,7 +725,7 @@ class Reference:
         told = [row for action, row in changes if action != "delete"]
         place = 0  # in `told`
         for action, row in [*changes, ("end", None)]:
-            if untimed(levels) == untimed(book) and told[place : place + len(rows)] == rows:
+            if told[place : place + len(rows)] == rows and untimed(levels) == untimed(book):
                 return
             if action == "end":
                 break
@@ -759,9 +760,8 @@ def canonical(row):
 
 def is_run(rows, all_rows):
     """Whether ``rows`` stand in ``all_rows`` one behind the other."""
-    return not rows or any(
-        all_rows[start : start + len(rows)] == rows for start in range(len(all_rows) - len(rows) + 1)
-    )
+    starts = range(len(all_rows) - len(rows) + 1)
+    return not rows or any(all_rows[at] == rows[0] and all_rows[at : at + len(rows)] == rows for at in starts)
 
 
 WANTS = [

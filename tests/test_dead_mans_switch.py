@@ -85,7 +85,7 @@ async def test_when_the_program_dies_its_orders_are_cancelled_within_the_minute(
 
 
 async def test_when_the_program_ends_well_its_orders_stay():
-    async with a_trader("ends well") as (exchange, account, process):
+    async with a_trader("ends well") as (exchange, account, _):
         await gone(exchange)
         exchange.advance(3600)
         assert len(account.orders) == 2

@@ -17,6 +17,7 @@ except ImportError as error:
         name=error.name,
     ) from error
 
+from .client import BitMEXWebsocket, open_bitmex_websocket
 from .errors import (
     AuthenticationError,
     BitMEXStreamsError,
@@ -29,6 +30,7 @@ from .errors import (
     RecordingError,
     SubscriptionError,
 )
+from .inventory import Contract, Inventory
 from .messages import (
     Action,
     Authenticated,
@@ -65,14 +67,20 @@ from .orderbook import BookSnapshot, OrderBook
 from .pipeline import Pipeline
 from .sections import (
     Bars,
+    BookGrouping,
     Connection,
     Decoder,
+    Fills,
+    Margin,
     OrderBookMerger,
+    Orders,
+    Positions,
     Replay,
     SymbolFilter,
     TableApplier,
     TableFilter,
     Throttle,
+    Tickers,
 )
 from .storage import Storage
 from .tap import Tap, TapStatistics
@@ -87,7 +95,9 @@ __all__ = [
     "Bars",
     "Batches",
     "BitMEXStreamsError",
+    "BitMEXWebsocket",
     "BitMEXWebsocketApiError",
+    "BookGrouping",
     "BookSnapshot",
     "BookUpdate",
     "CancelAllAfter",
@@ -96,23 +106,29 @@ __all__ = [
     "Connection",
     "ConnectionClosed",
     "ConnectionFailed",
+    "Contract",
     "DecodeError",
     "Decoder",
     "Disconnected",
     "ErrorMessage",
     "Fill",
+    "Fills",
     "FillsMissing",
     "Help",
+    "Inventory",
     "Level",
     "ListenerTooSlow",
+    "Margin",
     "MarginState",
     "Operator",
     "OrderBook",
     "OrderBookMerger",
     "OrderState",
+    "Orders",
     "Pipeline",
     "Pong",
     "Position",
+    "Positions",
     "ProcessDied",
     "RawMessage",
     "RecordingError",
@@ -132,9 +148,11 @@ __all__ = [
     "TapStatistics",
     "Throttle",
     "Ticker",
+    "Tickers",
     "Unsubscribed",
     "Welcome",
     "conflated",
     "is_mark",
+    "open_bitmex_websocket",
     "stream_key",
 ]

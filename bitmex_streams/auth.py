@@ -33,6 +33,9 @@ def signature(secret: str, verb: str, path: str, expires: int, body: str = "") -
     return hmac.new(secret.encode(), f"{verb}{path}{expires}{body}".encode(), "sha256").hexdigest()
 
 
+_last_expires: dict[str, int] = {}  # by key: several connections may use the same
+
+
 class Credentials:
     """An API key and its secret. Neither is in its repr.
 
@@ -45,7 +48,6 @@ class Credentials:
                 raise ValueError(f"{name} must be a text of printable ASCII characters, without spaces")
         self.key = key
         self._secret = secret
-        self._last = 0
         self._signed = ""
 
     @classmethod
@@ -65,11 +67,12 @@ class Credentials:
         raise TypeError("Credentials are not pickled: a secret does not belong into what leaves the process")
 
     def expires(self) -> int:
-        """When the next signature expires (s since the epoch): a minute from now, and never twice the same, for the
-        exchange may refuse a signature that it has seen.
+        """When the next signature expires (s since the epoch): a minute from now, and never twice the same for a key
+        in this process, for the exchange may refuse a signature that it has seen.
         """
-        self._last = max(int(time.time()) + VALIDITY, self._last + 1)
-        return self._last
+        expires = max(int(time.time()) + VALIDITY, _last_expires.get(self.key, 0) + 1)
+        _last_expires[self.key] = expires
+        return expires
 
     def _sign(self) -> tuple[int, str]:
         expires = self.expires()
@@ -102,11 +105,11 @@ def refused(url: str, words: str, status: int | None) -> AuthenticationError:
     said = words.lower()
     reason: Literal["key", "signature", "clock", "replay", ""] = ""
     why = ""
-    if "expire" in said and "expired key" not in said:
+    if any(word in said for word in ("already", "used before", "replay", "nonce")):
+        reason, why = "replay", ": this signature was used before, by another program with this key; connect again"
+    elif "expire" in said and "expired key" not in said:
         reason = "clock"
         why = f": the signature is out of its time, so this computer's clock is wrong{_apart(said)}: set it"
-    elif any(word in said for word in ("already", "before", "replay", "nonce")):
-        reason, why = "replay", ": this signature was used before; connect again a second later"
     elif "signature" in said:
         reason, why = "signature", ": its signature is wrong, so api_secret is not this key's"
     elif "key" in said:

@@ -14,13 +14,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from decimal import ROUND_HALF_UP, Context, Decimal, localcontext
+from decimal import ROUND_HALF_EVEN, Context, Decimal, localcontext
 from fractions import Fraction
 from typing import Any
 
 __all__ = ["Contract", "Inventory"]
 
-EXACT = Context(prec=60, rounding=ROUND_HALF_UP)
+EXACT = Context(prec=60, rounding=ROUND_HALF_EVEN)
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,8 +161,8 @@ class Inventory:
     def average_entry_price(self) -> Any:
         """The price at which what is open has just this cost; None where nothing is open.
 
-        A Decimal where prices come as such, else a float. Rounded to four places, as the exchange does; below 1 to
-        seven significant digits.
+        A Decimal where prices come as such, else a float. Rounded (half to even) to four places, as the exchange does;
+        below 1 to seven significant digits.
         """
         value = self.size * self.contract.multiplier
         if not value or not self.cost:

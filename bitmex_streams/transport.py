@@ -113,7 +113,7 @@ class Wire(trio.abc.Stream):
     """
 
     def __init__(self, stream: trio.abc.Stream, on_refusal: Callable[[], None]) -> None:
-        self._stream = stream
+        self.stream = stream
         self._on_refusal = on_refusal
         self._shaking_hands = True
         self.heard = trio.current_time()
@@ -151,7 +151,7 @@ class Wire(trio.abc.Stream):
         return " ".join("".join(char if char.isprintable() else " " for char in body).split())[:200]
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
-        data: bytes = await self._stream.receive_some(CHUNK)
+        data: bytes = await self.stream.receive_some(CHUNK)
         self.heard = trio.current_time()
         if self._shaking_hands:
             self.head += data[:CHUNK]
@@ -165,13 +165,13 @@ class Wire(trio.abc.Stream):
         return data
 
     async def send_all(self, data: bytes) -> None:
-        await self._stream.send_all(data)
+        await self.stream.send_all(data)
 
     async def wait_send_all_might_not_block(self) -> None:
-        await self._stream.wait_send_all_might_not_block()
+        await self.stream.wait_send_all_might_not_block()
 
     async def aclose(self) -> None:
-        await self._stream.aclose()
+        await self.stream.aclose()
 
 
 class Dialer:
@@ -192,6 +192,7 @@ class Dialer:
         self.resource = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         self._stream = stream
         self._wire: Wire | None = None
+        self._via = ""  # what the connection goes through, for errors
 
     @property
     def host_header(self) -> str:
@@ -207,23 +208,19 @@ class Dialer:
                 await self._shake_hands(nursery, self._wire)
                 return
             if self._wire is None:
-                what = f"no sign of a connection to {self._way()}"
+                what = f"no sign of a connection to {self.host} port {self.port}"
             elif not self._wire.head:
                 what = "no sign of an answer to the handshake"
             else:
                 what = f"the answer to the handshake, which begins {self._wire.head[:60]!r}, was not complete"
             raise ConnectionFailed(
-                f"no connection to {self.url}: {what} within {self.connect_timeout:g} s; "
+                f"no connection to {self.url}{self._via}: {what} within {self.connect_timeout:g} s; "
                 "check the address and the network, or raise connect_timeout"
             )
         except BaseException:
             if self._wire is not None:
                 await trio.aclose_forcefully(self._wire)
             raise
-
-    def _way(self) -> str:
-        """Where the TCP connection goes to."""
-        return f"{self.host} port {self.port}"
 
     async def _open_stream(self) -> trio.abc.Stream:
         stream = await self._open_tcp(self.host, self.port)
@@ -236,7 +233,7 @@ class Dialer:
                 stream.setsockopt(socket.IPPROTO_TCP, option, USER_TIMEOUT)
             return stream
         except OSError as exc:
-            raise ConnectionFailed(f"no connection to {self.url}: {_explain(exc, host, port)}") from exc
+            raise ConnectionFailed(f"no connection to {self.url}{self._via}: {_explain(exc, host, port)}") from exc
 
     async def _start_tls(
         self, stream: trio.abc.Stream, host: str, context: ssl.SSLContext | None, whose: str = "the server"
@@ -259,7 +256,7 @@ class Dialer:
             else:
                 why = f"the TLS handshake with {whose} failed ({cause}); does it speak it? (ws:// is without)"
             final = isinstance(cause, ssl.SSLCertVerificationError)
-            raise ConnectionFailed(f"no connection to {self.url}: {why}", final=final) from cause
+            raise ConnectionFailed(f"no connection to {self.url}{self._via}: {why}", final=final) from cause
         return tls
 
     async def _shake_hands(self, nursery: trio.Nursery, wire: Wire) -> None:
@@ -284,7 +281,7 @@ class Dialer:
         if wire.head:
             why = f": {error}" if error else ""
             how = f"answered what is no websocket handshake (it begins {wire.head[:60]!r}{why})"
-        return ConnectionFailed(f"no connection to {self.url}: the server {how}; is it a websocket server?")
+        return ConnectionFailed(f"no connection to {self.url}{self._via}: the server {how}; is it a websocket server?")
 
 
 class WebsocketTransport(Dialer, Websocket):
@@ -469,8 +466,14 @@ class WebsocketTransport(Dialer, Websocket):
             raise error
 
 
-TRANSPORTS: dict[str, TransportFactory] = {"default": WebsocketTransport}
-"""The transports that `Connection` knows by name."""
+def _fast(url: str, **options: Any) -> Transport:
+    from .fast import FastTransport  # not before it is wanted: it needs an extra, and says so
+
+    return FastTransport(url, **options)
+
+
+TRANSPORTS: dict[str, TransportFactory] = {"default": WebsocketTransport, "fast": _fast}
+"""The transports that `Connection` knows by name. ``"fast"`` needs the extra ``fast``; ImportError without."""
 
 _ADVICE = {
     401: "; the API key or its signature is not accepted",

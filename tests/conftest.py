@@ -1,11 +1,59 @@
-"""Settings of the whole suite."""
+"""Settings of the whole suite, and a watch over it: no secret may be in anything that a test prints or logs."""
 
 import os
 
+import pytest
 from hypothesis import HealthCheck, settings
+
+from bitmex_streams.auth import Credentials
+from bitmex_streams.exchange import Account
 
 # A busy machine is no failure; and where a failure has to mean a change, the examples are the same each time.
 settings.register_profile(
     "steady", deadline=None, derandomize=bool(os.environ.get("CI")), suppress_health_check=[HealthCheck.too_slow]
 )
 settings.load_profile("steady")
+
+
+SECRETS: set[str] = set()  # of all accounts that were opened, and of all that signed in; and what was signed by them
+LEAKS: list[str] = []
+
+
+def pytest_configure(config):
+    """Note every secret when it is made."""
+    sign, open_account, sign_in = Credentials._sign, Account.__init__, Credentials.__init__
+
+    def _sign(self):
+        signed = sign(self)
+        SECRETS.add(signed[1])
+        return signed
+
+    def open_and_note(self, accounts, id, api_key, api_secret):
+        SECRETS.add(api_secret)
+        open_account(self, accounts, id, api_key, api_secret)
+
+    def sign_in_and_note(self, key, secret):
+        sign_in(self, key, secret)
+        SECRETS.add(secret)
+
+    Credentials._sign, Credentials.__init__, Account.__init__ = _sign, sign_in_and_note, open_and_note
+
+
+def pytest_runtest_logreport(report):
+    """What a test has printed and logged, and what is said of its failure."""
+    text = "\n".join([*(content for _, content in report.sections), report.longreprtext])
+    if any(secret in text for secret in SECRETS):
+        LEAKS.append(report.nodeid)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session):
+    """A secret that shows fails the run."""
+    if LEAKS:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+def pytest_terminal_summary(terminalreporter):
+    """Say where, and not what."""
+    for nodeid in LEAKS:
+        terminalreporter.write_line(f"SECRET SHOWN in the output of {nodeid}", red=True)

@@ -185,6 +185,10 @@ def test_an_average_entry_price_is_rounded_as_prices_of_its_size_are() -> None:
     inventory.fill("Buy", 100, 0.02781)
     inventory.fill("Buy", 200, 0.02785)
     assert inventory.average_entry_price == 0.02783667  # (100 * 0.02781 + 200 * 0.02785) / 300 = 0.027836666...
+    halfway = Inventory(XBTUSDT)
+    halfway.fill("Buy", 1000, 64000.5)
+    halfway.fill("Buy", 19000, 64000.503)
+    assert halfway.average_entry_price == 64000.5028  # 64000.50285
     decimal = Inventory(XBTUSD)
     decimal.fill("Buy", 100, Decimal("32180.5"))
     average = decimal.average_entry_price

@@ -1,6 +1,6 @@
 """The websocket under a connection: how it is opened, how it ends, and what each failure says.
 
-Real sockets on loopback.
+Real sockets on loopback; every test for each transport, unless it is of one alone.
 """
 
 import base64
@@ -16,15 +16,21 @@ import trio.testing
 import trio_websocket
 
 from bitmex_streams.errors import ConnectionFailed
-from bitmex_streams.transport import TransportClosed, WebsocketTransport, check_url
+from bitmex_streams.transport import TRANSPORTS, TransportClosed, WebsocketTransport, check_url
 from tests.servers import ScriptedExchange, open_sockets, receive_head, serve_tcp, serve_websocket
 
 SWITCH = b"HTTP/1.1 101 Switching Protocols\r\n"
 
 
+@pytest.fixture(params=TRANSPORTS)
+def make(request):
+    """What makes a transport."""
+    return TRANSPORTS[request.param]
+
+
 @asynccontextmanager
-async def connected(url, **options):
-    transport = WebsocketTransport(url, **options)
+async def connected(make, url, **options):
+    transport = make(url, **options)
     async with trio.open_nursery() as nursery:
         await transport.connect(nursery)
         try:
@@ -35,9 +41,19 @@ async def connected(url, **options):
             nursery.cancel_scope.cancel()
 
 
-async def failure(url, **options):
+async def take(transport, *messages):
+    """Receive exactly these, in however many batches."""
+    found = []
+    while len(found) < len(messages):
+        batch = await transport.receive()
+        assert batch
+        found += batch
+    assert found == list(messages)
+
+
+async def failure(make, url, **options):
     """The ConnectionFailed of connecting; nothing may be left of it."""
-    transport = WebsocketTransport(url, **options)
+    transport = make(url, **options)
     failed = None
     before = open_sockets()
     async with trio.open_nursery() as nursery:
@@ -102,8 +118,13 @@ def test_a_url_with_a_password_is_refused_without_showing_it():
         ("ws://[::1]:8000/", "[::1]:8000"),
     ],
 )
-def test_the_host_header_names_the_port_unless_it_is_the_schemes_own(url, host):
-    assert WebsocketTransport(url).host_header == host
+async def test_the_host_header_names_the_port_unless_it_is_the_schemes_own(make, url, host):
+    ours, theirs = trio.testing.memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(make(url, stream=ours).connect, nursery)
+        head = await receive_head(theirs)
+        nursery.cancel_scope.cancel()
+    assert f"\r\nHost: {host}\r\n" in head.decode()
 
 
 # --- the good case
@@ -116,43 +137,44 @@ async def echo(request):
         await ws.send_message(await ws.get_message())
 
 
-async def test_messages_go_both_ways():
-    async with serve_websocket(echo) as url, connected(url) as transport:
+async def test_messages_go_both_ways(make):
+    async with serve_websocket(echo) as url, connected(make, url) as transport:
         for text in ("one", "two ä", "x" * 100_000):
             await transport.send(text)
-            assert await transport.receive() == (text,)
+            await take(transport, text)
 
 
-async def test_a_ping_is_answered_with_a_pong_both_ways():
+async def test_a_ping_is_answered_with_a_pong_both_ways(make):
     async def handle(request):
         ws = await request.accept()
         await ws.ping()
         await ws.send_message("ponged")
         await ws.get_message()
 
-    async with serve_websocket(handle) as url, connected(url) as transport:
-        assert await transport.receive() == ("ponged",)
+    async with serve_websocket(handle) as url, connected(make, url) as transport:
+        await take(transport, "ponged")
         with trio.fail_after(5):
             await transport.ping()
 
 
-async def test_extra_headers_path_and_query_reach_the_server():
+async def test_extra_headers_path_and_query_reach_the_server(make):
     exchange = ScriptedExchange()
-    async with exchange.open() as url, connected(url + "?subscribe=trade", extra_headers=[(b"api-expires", b"1")]):
+    headers = [(b"api-expires", b"1")]
+    async with exchange.open() as url, connected(make, url + "?subscribe=trade", extra_headers=headers):
         assert exchange.paths == ["/realtime?subscribe=trade"]
         assert exchange.headers[0][b"api-expires"] == b"1"
 
 
-async def test_ipv6_works():
+async def test_ipv6_works(make):
     try:
-        async with serve_websocket(echo, host="::1") as url, connected(url) as transport:
+        async with serve_websocket(echo, host="::1") as url, connected(make, url) as transport:
             await transport.send("six")
-            assert await transport.receive() == ("six",)
+            await take(transport, "six")
     except OSError as exc:
         pytest.skip(f"no IPv6 loopback here: {exc}")
 
 
-async def test_a_stream_that_stands_already_is_used():
+async def test_a_stream_that_stands_already_is_used(make):
     ours, theirs = trio.testing.memory_stream_pair()
     async with trio.open_nursery() as nursery:
 
@@ -165,8 +187,8 @@ async def test_a_stream_that_stands_already_is_used():
                     await ws.get_message()
 
         nursery.start_soon(serve)
-        async with connected("ws://in.memory/realtime", stream=ours) as transport:
-            assert await transport.receive() == ("hello",)
+        async with connected(make, "ws://in.memory/realtime", stream=ours) as transport:
+            await take(transport, "hello")
 
 
 async def test_it_is_still_a_section_of_slurry():
@@ -185,8 +207,7 @@ async def test_it_is_still_a_section_of_slurry():
 
 
 async def closed_after(transport, *messages):
-    for message in messages:
-        assert await transport.receive() == (message,)
+    await take(transport, *messages)
     with trio.fail_after(5), pytest.raises(TransportClosed) as caught:
         await transport.receive()
     with pytest.raises(TransportClosed):  # and it stays so
@@ -199,14 +220,14 @@ async def closed_after(transport, *messages):
 
 
 @pytest.mark.parametrize("code, reason", [(1000, "bye"), (1001, "going away"), (1011, "no subscriptions"), (4000, "")])
-async def test_the_close_code_and_reason_of_the_server_are_known_after_all_messages(code, reason):
+async def test_the_close_code_and_reason_of_the_server_are_known_after_all_messages(make, code, reason):
     async def handle(request):
         ws = await request.accept()
         for number in range(100):
             await ws.send_message(str(number))
         await ws.aclose(code, reason or None)
 
-    async with serve_websocket(handle) as url, connected(url) as transport:
+    async with serve_websocket(handle) as url, connected(make, url) as transport:
         assert await closed_after(transport, *map(str, range(100))) == (code, reason)
 
 
@@ -238,8 +259,8 @@ async def speaking(*data):
     [b"", frame(b"half a message", length=100), b"\x81", frame(b"first of several", opcode=0x01)],
     ids=["between frames", "in a frame", "in a frame's head", "between the frames of a message"],
 )
-async def test_a_connection_cut_anywhere_is_an_abnormal_close_after_what_was_whole(cut):
-    async with speaking(frame(b"whole"), cut) as url, connected(url) as transport:
+async def test_a_connection_cut_anywhere_is_an_abnormal_close_after_what_was_whole(make, cut):
+    async with speaking(frame(b"whole"), cut) as url, connected(make, url) as transport:
         code, _ = await closed_after(transport, "whole")
         assert code == 1006
 
@@ -249,44 +270,44 @@ async def test_a_connection_cut_anywhere_is_an_abnormal_close_after_what_was_who
     [(frame(b"\xff\xfe"), 1007), (b"\x83\x01x", 1002), (b"\xff\xff\xff\xff", 1002), (b"\x88\x01\x03", 1002)],
     ids=["no UTF-8", "reserved opcode", "reserved bits", "bad close frame"],
 )
-async def test_what_breaks_the_protocol_ends_the_connection_after_what_was_whole(garbage, code):
-    async with speaking(frame(b"whole"), garbage) as url, connected(url) as transport:
+async def test_what_breaks_the_protocol_ends_the_connection_after_what_was_whole(make, garbage, code):
+    async with speaking(frame(b"whole"), garbage) as url, connected(make, url) as transport:
         found, _ = await closed_after(transport, "whole")
         assert found in (code, 1006)
-    async with speaking(garbage) as url, connected(url) as transport:
+    async with speaking(garbage) as url, connected(make, url) as transport:
         with pytest.raises(TransportClosed) as caught:
             await transport.receive()
         assert not caught.value.by_server
 
 
-async def test_a_connection_lost_while_it_is_closing_does_not_hang():
+async def test_a_connection_lost_while_it_is_closing_does_not_hang(make):
     async with speaking(frame(b"whole"), b"\x88\x02\x03\xe8" + frame(b"after the close")) as url:
         with trio.fail_after(5):
-            async with connected(url) as transport:
-                assert await transport.receive() == ("whole",)
+            async with connected(make, url) as transport:
+                await take(transport, "whole")
                 await trio.testing.wait_all_tasks_blocked()
 
 
-async def test_a_message_larger_than_allowed_closes_with_1009_after_what_came_before():
+async def test_a_message_larger_than_allowed_closes_with_1009_after_what_came_before(make):
     async def handle(request):
         ws = await request.accept()
         await ws.send_message("small")
         await ws.send_message("x" * 2000)
         await ws.get_message()
 
-    async with serve_websocket(handle) as url, connected(url, max_message_size=1000) as transport:
+    async with serve_websocket(handle) as url, connected(make, url, max_message_size=1000) as transport:
         await trio.sleep(0.05)  # both have arrived
         code, _ = await closed_after(transport, "small")
         assert code == 1009
 
 
-async def test_closing_towards_a_server_that_never_answers_takes_no_longer_than_it_is_given():
+async def test_closing_towards_a_server_that_never_answers_takes_no_longer_than_it_is_given(make):
     async def handle(stream):
         pass
 
     async with speaking() as url:
         async with trio.open_nursery() as nursery:
-            transport = WebsocketTransport(url)
+            transport = make(url)
             await transport.connect(nursery)
             began = trio.current_time()
             with trio.move_on_after(0.2):
@@ -313,69 +334,69 @@ async def test_closing_towards_a_server_that_never_answers_takes_no_longer_than_
         (b"Content-Length: 100\r\n\r\ntoo short", True, "too short"),
     ],
 )
-async def test_a_refusal_tells_its_status_and_words_however_it_is_made(status, rest, hang, words):
+async def test_a_refusal_tells_its_status_and_words_however_it_is_made(make, status, rest, hang, words):
     async with answering(b"HTTP/1.1 %d Some Words\r\n" % status + rest, then_hang=hang) as url:
         with trio.fail_after(3):
-            failed = await failure(url)
+            failed = await failure(make, url)
     assert failed.status == status and f"HTTP status {status}" in str(failed) and words in str(failed)
 
 
-async def test_trio_websockets_own_refusals_are_understood():
+async def test_trio_websockets_own_refusals_are_understood(make):
     async def handle(request):
         await request.reject(401, body=b"Invalid API Key.")
 
     async with serve_websocket(handle) as url:
-        failed = await failure(url)
+        failed = await failure(make, url)
     assert failed.status == 401 and "Invalid API Key." in str(failed)
 
 
 @pytest.mark.parametrize(
     "answer", [b"", b"SSH-2.0-OpenSSH\r\n", b"HTTP/1.1 101 Switching", SWITCH + b"\r\n", b"\x00" * 100]
 )
-async def test_a_server_that_hangs_up_or_speaks_something_else_is_a_failure_that_says_so(answer):
+async def test_a_server_that_hangs_up_or_speaks_something_else_is_a_failure_that_says_so(make, answer):
     async with answering(answer) as url:
         with trio.fail_after(3):
-            failed = await failure(url)
+            failed = await failure(make, url)
     assert failed.status is None and "is it a websocket server?" in str(failed)
 
 
-async def test_what_is_no_http_is_a_failure_at_once_that_shows_it_also_when_the_server_waits():
+async def test_what_is_no_http_is_a_failure_at_once_that_shows_it_also_when_the_server_waits(make):
     async with answering(b"SSH-2.0-OpenSSH\r\n", then_hang=True) as url:
         with trio.fail_after(3):
-            failed = await failure(url)
+            failed = await failure(make, url)
     assert "it begins b'SSH-2.0-OpenSSH" in str(failed)
 
 
-async def test_an_answer_that_stops_half_way_is_a_failure_that_shows_it():
+async def test_an_answer_that_stops_half_way_is_a_failure_that_shows_it(make):
     async with answering(b"HTTP/1.1 101 Switching", then_hang=True) as url:
-        failed = await failure(url, connect_timeout=0.2)
+        failed = await failure(make, url, connect_timeout=0.2)
     assert "begins b'HTTP/1.1 101 Switching'" in str(failed) and "not complete within 0.2 s" in str(failed)
 
 
-async def test_a_server_that_does_not_answer_the_handshake_is_a_failure_after_connect_timeout():
+async def test_a_server_that_does_not_answer_the_handshake_is_a_failure_after_connect_timeout(make):
     async with answering(b"", then_hang=True) as url:
-        failed = await failure(url, connect_timeout=0.2)
+        failed = await failure(make, url, connect_timeout=0.2)
     assert "answer to the handshake within 0.2 s" in str(failed)
 
 
-async def test_a_port_where_nobody_listens_is_named():
+async def test_a_port_where_nobody_listens_is_named(make):
     async with serve_tcp(trio.sleep_forever) as port:
         pass
-    failed = await failure(f"ws://127.0.0.1:{port}/realtime")
+    failed = await failure(make, f"ws://127.0.0.1:{port}/realtime")
     assert f"nothing listens on 127.0.0.1 port {port}" in str(failed) and isinstance(failed.__cause__, OSError)
 
 
-async def test_a_name_that_does_not_resolve_is_named():
-    failed = await failure("ws://nonexistent.invalid/realtime")
+async def test_a_name_that_does_not_resolve_is_named(make):
+    failed = await failure(make, "ws://nonexistent.invalid/realtime")
     assert "the name 'nonexistent.invalid' cannot be resolved" in str(failed)
 
 
 @pytest.mark.parametrize("at", [0.0, 0.001, 0.05])
-async def test_cancelled_while_connecting_it_leaves_nothing(at):
+async def test_cancelled_while_connecting_it_leaves_nothing(make, at):
     async with answering(b"", then_hang=True) as url:
         before = open_sockets()
         with trio.move_on_after(at):
-            async with connected(url):
+            async with connected(make, url):
                 raise AssertionError("it connected")
         await trio.testing.wait_all_tasks_blocked()
         assert open_sockets() <= before + 1
@@ -398,35 +419,35 @@ def tls(authority, *names):
     return server, client
 
 
-async def test_tls_with_a_certificate_that_verifies(authority):
+async def test_tls_with_a_certificate_that_verifies(make, authority):
     server, client = tls(authority, "127.0.0.1")
-    async with serve_websocket(echo, ssl_context=server) as url, connected(url, ssl_context=client) as transport:
+    async with serve_websocket(echo, ssl_context=server) as url, connected(make, url, ssl_context=client) as transport:
         await transport.send("secret")
-        assert await transport.receive() == ("secret",)
+        await take(transport, "secret")
 
 
 @pytest.mark.parametrize("name, trusted", [("127.0.0.1", False), ("another.host", True)])
-async def test_a_certificate_that_does_not_verify_fails_at_once_and_says_so(authority, name, trusted):
+async def test_a_certificate_that_does_not_verify_fails_at_once_and_says_so(make, authority, name, trusted):
     server, client = tls(authority, name)
     began = time.monotonic()
     async with serve_websocket(echo, ssl_context=server) as url:
-        failed = await failure(url, ssl_context=client if trusted else None)
+        failed = await failure(make, url, ssl_context=client if trusted else None)
     assert time.monotonic() - began < 2
     assert "certificate does not verify" in str(failed) and isinstance(failed.__cause__, ssl.SSLCertVerificationError)
 
 
-async def test_a_server_without_tls_under_a_wss_url_is_a_failure_that_names_the_scheme():
+async def test_a_server_without_tls_under_a_wss_url_is_a_failure_that_names_the_scheme(make):
     async with serve_websocket(echo) as url:
-        failed = await failure(url.replace("ws:", "wss:"), connect_timeout=3)
+        failed = await failure(make, url.replace("ws:", "wss:"), connect_timeout=3)
     assert "TLS" in str(failed) or "handshake" in str(failed)
 
 
-async def test_many_connections_one_after_the_other_leave_no_socket():
+async def test_many_connections_one_after_the_other_leave_no_socket(make):
     exchange = ScriptedExchange()
     async with exchange.open() as url:
         before = open_sockets()
         for _ in range(30):
-            async with connected(url) as transport:
+            async with connected(make, url) as transport:
                 await transport.receive()
         await trio.sleep(0.05)
         assert open_sockets() <= before

@@ -4,6 +4,7 @@ a server.
 `open_exchange` serves it over a websocket on loopback; `Simulation` is the same without the network.
 """
 
+from .accounts import Account, Accounts, OrderRefused
 from .instruments import INSTRUMENTS, Instrument
 from .market import BookState, Fill, LevelChange, Market, MarketEvent, MatchingEngine, Order
 from .server import DEFAULT_SYMBOLS, Exchange, Session, open_exchange
@@ -12,6 +13,8 @@ from .simulation import Simulation
 __all__ = [
     "DEFAULT_SYMBOLS",
     "INSTRUMENTS",
+    "Account",
+    "Accounts",
     "BookState",
     "Exchange",
     "Fill",
@@ -21,6 +24,7 @@ __all__ = [
     "MarketEvent",
     "MatchingEngine",
     "Order",
+    "OrderRefused",
     "Session",
     "Simulation",
     "open_exchange",

@@ -13,7 +13,13 @@ from fractions import Fraction
 from functools import cached_property
 from typing import Any
 
-__all__ = ["INSTRUMENTS", "Instrument"]
+__all__ = ["INSTRUMENTS", "Instrument", "round_half_up"]
+
+
+def round_half_up(amount: Fraction) -> int:
+    """The nearest whole number; halves are rounded away from zero, so that a sign changes nothing but the sign."""
+    whole = (2 * abs(amount.numerator) + amount.denominator) // (2 * amount.denominator)
+    return -whole if amount < 0 else whole
 
 
 @dataclass(frozen=True)
@@ -23,7 +29,8 @@ class Instrument:
 
     ``multiplier`` is in units of the settlement currency (satoshi, or millionths of a USDt): per contract and unit of
     price; for an inverse contract negative, per contract divided by the price. ``id_index`` and ``id_tick`` give the
-    ids of orderBookL2: ``100000000 * id_index - price / id_tick``, unique for each price of each symbol.
+    ids of orderBookL2: ``100000000 * id_index - price / id_tick``, unique for each price of each symbol. Fees and
+    margins are rates of the value; a negative fee is a rebate.
     """
 
     symbol: str
@@ -43,6 +50,10 @@ class Instrument:
     max_order_quantity: int = 10_000_000
     is_quanto: bool = False
     open_interest: int = 0
+    maker_fee: float = 0.0002
+    taker_fee: float = 0.00075
+    initial_margin: float = 0.01
+    maintenance_margin: float = 0.005
 
     @property
     def is_inverse(self) -> bool:
@@ -110,8 +121,26 @@ class Instrument:
             return quantity * ((2 * lot + ticks * numerator) // (2 * ticks * numerator)) // self.lot_size
         return (2 * quantity * self.multiplier * ticks * numerator + denominator) // (2 * denominator)
 
-    def notional(self, quantity: int, ticks: int, value: int, settlement_price: float) -> tuple[float, float]:
-        """(``homeNotional``, ``foreignNotional``): the amounts of the underlying and of the quote currency.
+    def cost(self, size: int, price: Any) -> int:
+        """The value of a position of ``size`` contracts (negative: short) at any price, in units of the settlement
+        currency, with the sign that BitMEX gives it (``execCost``, ``markValue``): negative for a long one in an
+        inverse contract, positive for a long one in the others.
+
+        Of an inverse contract the value of a lot is rounded, as in `value`; a size that is no multiple of the lot has
+        its exact value, rounded. Halves are rounded away from zero.
+        """
+        exact = Fraction(str(price))
+        quantity = abs(size)
+        if self.is_inverse:
+            unit = self.lot_size if quantity % self.lot_size == 0 else quantity
+            amount = quantity // unit * round_half_up(-self.multiplier * unit / exact) if quantity else 0
+        else:
+            amount = round_half_up(quantity * self.multiplier * exact)
+        return -amount if (size > 0) == self.is_inverse else amount
+
+    def notional(self, quantity: int, price: float, value: int, settlement_price: float) -> tuple[float, float]:
+        """(``homeNotional``, ``foreignNotional``) of contracts worth ``value`` at a price: the amounts of the
+        underlying and of the quote currency.
 
         ``settlement_price`` is what one XBT is worth in the quote currency; only quanto contracts need it (as in real
         trades: the value in XBT is turned into dollars, and these into the underlying).
@@ -120,7 +149,7 @@ class Instrument:
             return value / 100_000_000, quantity
         if self.is_quanto:
             foreign = value / 100_000_000 * settlement_price
-            return foreign / self.price(ticks), foreign
+            return foreign / price, foreign
         return quantity * self.multiplier / 1_000_000, value / 1_000_000
 
     def vwap(self, volume: int, turnover: int) -> float | None:

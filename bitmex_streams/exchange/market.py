@@ -17,7 +17,17 @@ from sortedcontainers import SortedDict
 from ..messages import Level, Side
 from .instruments import Instrument
 
-__all__ = ["BookState", "Fill", "LevelChange", "Market", "MarketEvent", "MatchingEngine", "Order", "OrderLevel"]
+__all__ = [
+    "BookState",
+    "Fill",
+    "LevelChange",
+    "Market",
+    "MarketEvent",
+    "MatchingEngine",
+    "Order",
+    "OrderLevel",
+    "new_guid",
+]
 
 
 @dataclass(slots=True, eq=False)
@@ -25,6 +35,7 @@ class Order:
     """An order.
 
     ``ticks``: the limit, None for a market order; ``leaves``: what is still to be filled (0 once it is done).
+    ``immediate``: what it finds no match for at once lapses, as it does with a market order.
     """
 
     id: str
@@ -33,7 +44,10 @@ class Order:
     ticks: int | None
     leaves: int
     account: Any = None
-    """Whose it is: anything that the submitter wants to find again in fills; None for the background flow."""
+    """Whose it is: anything that the submitter wants to find again in fills; None for the background flow. (An
+    `Account` knows those orders alone that it submits itself.)
+    """
+    immediate: bool = False
 
     @property
     def filled(self) -> int:
@@ -57,6 +71,12 @@ class LevelChange(NamedTuple):
     ticks: int
     before: int
     after: int
+
+
+def new_guid(rng: Random) -> str:
+    """A random guid, as the exchange writes it."""
+    digits = f"{rng.getrandbits(128):032x}"
+    return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
 
 
 class BookState(NamedTuple):
@@ -103,8 +123,29 @@ class MatchingEngine:
         levels = self.side(side)
         return ((ticks, levels[ticks]) for ticks in (reversed(levels) if side == "Buy" else iter(levels)))
 
+    def meets(self, side: Side, ticks: int | None) -> Iterator[tuple[int, int]]:
+        """(ticks, contracts) that an order of a side and limit (None: at any price) would meet now, best first."""
+        for at, level in self.best_first("Sell" if side == "Buy" else "Buy"):
+            if ticks is not None and (at > ticks if side == "Buy" else at < ticks):
+                return
+            yield at, level.size
+
+    def would_take(self, side: Side, ticks: int | None) -> bool:
+        """Whether an order of a side and limit would meet anything."""
+        return next(self.meets(side, ticks), None) is not None
+
+    def can_fill(self, side: Side, ticks: int | None, quantity: int) -> bool:
+        """Whether an order of a side and limit would be filled at once, in whole."""
+        for _, size in self.meets(side, ticks):
+            quantity -= size
+            if quantity <= 0:
+                return True
+        return False
+
     def submit(self, order: Order, time: int) -> list[Fill]:
-        """Match an order; what a limit order has left then rests. What a market order finds no match for lapses."""
+        """Match an order; what a limit order has left then rests. What a market order, or one that is ``immediate``,
+        finds no match for lapses.
+        """
         fills: list[Fill] = []
         buy = order.side == "Buy"
         levels = self.asks if buy else self.bids
@@ -126,7 +167,7 @@ class MatchingEngine:
                     del self.orders[maker.id]
             if not level.orders:
                 del levels[ticks]
-        if order.leaves and order.ticks is not None:
+        if order.leaves and order.ticks is not None and not order.immediate:
             self._rest(order, time)
         return fills
 
@@ -225,8 +266,7 @@ class Market:
 
     def new_id(self) -> str:
         """A new guid, for an order or a match."""
-        digits = f"{self._rng.getrandbits(128):032x}"
-        return f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
+        return new_guid(self._rng)
 
     def submit(self, side: Side, quantity: int, price: Any = None, *, account: Any = None) -> Order:
         """Send an order: a limit order at ``price``, a market order without. Returns it as it is after matching.
@@ -241,8 +281,11 @@ class Market:
 
     def submit_ticks(self, side: Side, quantity: int, ticks: int | None, account: Any = None) -> Order:
         """`submit` for those who count in ticks and need no checks."""
+        return self.submit_order(Order(self.new_id(), side, quantity, ticks, quantity, account))
+
+    def submit_order(self, order: Order) -> Order:
+        """`submit` for those who have made the order, without checks. Returns the same."""
         time = self._clock()
-        order = Order(self.new_id(), side, quantity, ticks, quantity, account)
         self._happened(time, order, self.engine.submit(order, time))
         return order
 

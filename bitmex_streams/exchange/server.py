@@ -26,8 +26,11 @@ from trio_websocket import ConnectionClosed, wrap_server_stream
 from wsproto.utilities import LocalProtocolError
 
 from ..nurseries import background
-from .simulation import SECOND, Simulation
-from .tables import PRIVATE_TABLES, SCHEMAS, Feed, Tables, iso, topic_name
+from .accounts import Account, Accounts
+from .keys import InvalidKey
+from .schemas import PRIVATE_SCHEMAS, PRIVATE_TABLES, SCHEMAS
+from .simulation import SECOND, Due, Simulation
+from .tables import Feed, Tables, iso, topic_name
 
 __all__ = ["DEFAULT_SYMBOLS", "MAX_ARGUMENTS", "Exchange", "Session", "open_exchange"]
 
@@ -71,12 +74,22 @@ class Refused(Exception):
 class Session:
     """One client: its subscriptions, and the answers to what it says.
 
-    Messages for it go to ``send``, one at a time, as text.
+    Messages for it go to ``send``, one at a time, as text. ``accounts``: those that it can sign in to; ``account``:
+    the one that it is signed in to from the start, as by the headers of its handshake.
     """
 
-    def __init__(self, feed: Feed, tables: Tables, send: Callable[[str], None]) -> None:
+    def __init__(
+        self,
+        feed: Feed,
+        tables: Tables,
+        send: Callable[[str], None],
+        accounts: Accounts | None = None,
+        account: Account | None = None,
+    ) -> None:
         self.topics: dict[tuple[str, str | None], None] = {}
         self.send = send
+        self.account = account
+        self._accounts = accounts
         self._feed = feed
         self._tables = tables
 
@@ -116,9 +129,13 @@ class Session:
                 continue
             self._answer({"success": True, "subscribe": topic, "request": request})
             # No await from here to the feed: the deltas that follow are of exactly what the partial shows.
-            self.send(self._tables.partial(table, symbol))
+            if table in PRIVATE_SCHEMAS:
+                assert self.account is not None
+                self.send(self.account.tables.partial(table, symbol))
+            else:
+                self.send(self._tables.partial(table, symbol))
             self.topics[table, symbol] = None
-            self._feed.add(self, table, symbol)
+            self._feed_of(table).add(self, table, symbol)
 
     def unsubscribe(self, topics: Iterable[str], request: Any) -> None:
         """Give topics up: for each an acknowledgement, or an error."""
@@ -140,7 +157,10 @@ class Session:
 
     def _leave(self, table: str, symbol: str | None) -> None:
         del self.topics[table, symbol]
-        self._feed.remove(self, table, symbol)
+        self._feed_of(table).remove(self, table, symbol)
+
+    def _feed_of(self, table: str) -> Feed:
+        return self._feed if self.account is None or table not in PRIVATE_SCHEMAS else self.account.tables.feed
 
     def _command(self, request: Any) -> None:
         op = request.get("op") if isinstance(request, dict) else None
@@ -157,17 +177,38 @@ class Session:
         elif op == "help":
             self._answer(HELP)
         elif op == "authKeyExpires":
-            raise Refused("Invalid API Key.", 401)
+            self._sign_in(request.get("args"))
+            self._answer({"success": True, "request": request})
         elif op == "cancelAllAfter":
-            raise Refused("Authentication is required to use cancelAllAfter.", 401)
+            if self.account is None:
+                raise Refused("Authentication is required to use cancelAllAfter.", 401)
+            args = request.get("args")
+            try:
+                times = self.account.cancel_all_after(args[0] if isinstance(args, list) and len(args) == 1 else args)
+            except ValueError as error:
+                raise Refused(f"The args of cancelAllAfter must be a timeout in ms, 0 for none: {error}.") from error
+            self._answer({**times, "request": request})
         else:
             raise Refused("Unrecognized request. See the documentation or send 'help' for more info.")
 
+    def _sign_in(self, args: Any) -> None:
+        if not isinstance(args, list) or len(args) != 3:
+            raise Refused("The args of authKeyExpires must be an API key, expires and a signature.")
+        if self._accounts is None:
+            raise Refused("Invalid API Key.", 401)
+        try:
+            account = self._accounts.keys.check(*args)
+        except InvalidKey as invalid:
+            raise Refused(str(invalid), 401) from None
+        if self.account is not None and self.account is not account:
+            raise Refused("This connection is authenticated already, as another account.")
+        self.account = account
+
     def _parse_topic(self, topic: str) -> tuple[str, str | None]:
         table, colon, symbol = topic.partition(":")
-        if table in PRIVATE_TABLES:
+        if table in PRIVATE_SCHEMAS and self.account is None:
             raise Refused("User requested an account-locked subscription but no authorization was provided.", 401)
-        schema = SCHEMAS.get(table)
+        schema = SCHEMAS.get(table) or PRIVATE_SCHEMAS.get(table)
         if schema is None:
             raise Refused(f"Unknown table: {table}")
         if not colon:
@@ -256,6 +297,8 @@ class Exchange(Simulation):
     ``url`` (str): where it is served. ``speed`` (float): seconds of the exchange's time in a second of trio's clock; 0
     while it is paused. ``lag`` (float): how far it is behind that. ``clients`` (int): how many are connected.
 
+    Accounts are opened with `open_account`; clients sign in to them with their keys.
+
     An exchange that cannot keep its speed (too many events for the machine, or more messages than its clients read)
     runs slower, and holds nobody up.
     """
@@ -295,8 +338,13 @@ class Exchange(Simulation):
 
     @property
     def topics(self) -> dict[str, int]:
-        """How many clients are subscribed to each topic."""
-        return {topic_name(*topic): len(subscribers) for topic, subscribers in self.feed.topics.items()}
+        """How many clients are subscribed to each topic; to a private one, of all accounts together."""
+        found: dict[str, int] = {}
+        for feed in (self.feed, *(account.tables.feed for account in self.accounts)):
+            for topic, subscribers in feed.topics.items():
+                name = topic_name(*topic)
+                found[name] = found.get(name, 0) + len(subscribers)
+        return found
 
     @property
     def speed(self) -> float:
@@ -346,6 +394,13 @@ class Exchange(Simulation):
             self._began = trio.current_time(), self.now
         return arrived
 
+    def schedule(self, time: int, happen: Callable[[int], int | None]) -> Due:
+        """See `Simulation.schedule`."""
+        due = super().schedule(time, happen)
+        self._speed_changed.set()  # it may be the next thing to wake for
+        self._speed_changed = trio.Event()
+        return due
+
     def _live_time(self) -> int:
         began, at = self._began
         return at + int((trio.current_time() - began) * self._speed * SECOND)
@@ -393,26 +448,38 @@ class Exchange(Simulation):
                 connection = None
                 with trio.move_on_after(HANDSHAKE_TIMEOUT):
                     request = await wrap_server_stream(nursery, stream, max_message_size=MAX_COMMAND_SIZE)
-                    connection = await self._handshake(request)
+                    connection, account = await self._handshake(request)
                 if connection is not None:
-                    await self._converse(connection, request.path)
+                    await self._converse(connection, request.path, account)
                 nursery.cancel_scope.cancel()
         except* GONE:
             pass  # nobody else has to know
         finally:
             await trio.aclose_forcefully(stream)
 
-    async def _handshake(self, request: Any) -> Any:
-        """Accept the client and return its connection, or refuse it, as the real exchange does, and return None."""
+    async def _handshake(self, request: Any) -> tuple[Any, Account | None]:
+        """Accept the client, or refuse it as the real exchange does. Returns its connection, None where it was refused,
+        and the account that its headers sign it in to, if any.
+        """
         if urlsplit(request.path).path != "/realtime":
-            await request.reject(404, body=b'{"error":{"message":"Not Found","name":"HTTPError"}}')
-        elif any(name.lower() == b"api-key" for name, _ in request.headers):
-            await request.reject(401, body=b'{"error":{"message":"Invalid API Key.","name":"HTTPError"}}')
-        else:
-            return await request.accept()
-        return None
+            await self._reject(request, 404, "Not Found")
+            return None, None
+        signed = {name.lower().decode(): value.decode("latin-1") for name, value in request.headers}
+        account = None
+        if any(name in signed for name in ("api-key", "api-expires", "api-signature")):
+            try:
+                account = self.accounts.keys.check(*map(signed.get, ("api-key", "api-expires", "api-signature")))
+            except InvalidKey as invalid:
+                await self._reject(request, 401, str(invalid))
+                return None, None
+        return await request.accept(), account
 
-    async def _converse(self, connection: Any, path: str) -> None:
+    @staticmethod
+    async def _reject(request: Any, status: int, error: str) -> None:
+        body = msgspec.json.encode({"error": {"message": error, "name": "HTTPError"}})
+        await request.reject(status, extra_headers=[(b"content-type", b"application/json")], body=body)
+
+    async def _converse(self, connection: Any, path: str, account: Account | None) -> None:
         outbox = Outbox(connection, *self._max_queue)
         with trio.CancelScope() as scope:
 
@@ -433,7 +500,7 @@ class Exchange(Simulation):
                     await outbox.send()
                 scope.cancel()
 
-            session = Session(self.feed, self.tables, send)
+            session = Session(self.feed, self.tables, send, self.accounts, account)
             self._outboxes[session] = outbox
             try:
                 async with trio.open_nursery() as nursery:

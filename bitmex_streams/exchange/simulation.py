@@ -8,14 +8,18 @@ from __future__ import annotations
 
 import heapq
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from itertools import count
 from random import Random
 from time import perf_counter
+from typing import TypeAlias
 
+from .accounts import Account, Accounts
 from .flow import OrderFlow
 from .instruments import INSTRUMENTS
 from .market import Market
-from .tables import MINUTE, Feed, MarketTables, Tables
+from .tables import MINUTE, Feed, MarketTables, Tables, previous_funding
 
 __all__ = ["Simulation"]
 
@@ -23,12 +27,15 @@ SECOND = 1_000_000_000
 MARK_INTERVAL = 5 * SECOND
 WARM_UP_EVENTS = 5000
 
+Due: TypeAlias = tuple[int, int, Callable[[int], int | None]]
+
 
 class Simulation:
     """Markets that trade by themselves. ``start_time``: ns since the epoch; for the others see `open_exchange`.
 
     ``markets``: the `Market` of each symbol. ``feed``: who is subscribed to what. ``tables``: what partials are made
-    of. ``now``: ns, the time up to which everything has happened.
+    of. ``now``: ns, the time up to which everything has happened. ``accounts``: those who trade, a sequence of
+    `Account`; see `open_account`.
     """
 
     def __init__(
@@ -56,7 +63,8 @@ class Simulation:
         self.feed = Feed()
         self.markets: dict[str, Market] = {}
         self._advancing = False
-        self._due: list[tuple[int, int, Callable[[int], int]]] = []
+        self._due: list[Due] = []
+        self._number = count()
 
         # It begins a little earlier, so that the first client finds trades, bars and figures of the day.
         warm_up = MINUTE + start_time % MINUTE
@@ -82,13 +90,14 @@ class Simulation:
                 market, self.feed, Random(f"{seed}:{symbol}:tables"), self._xbt_price, self.now
             )
         self.tables = Tables(self.feed, market_tables, connections, self.now)
+        self.accounts = Accounts(self, Random(f"{seed}:accounts"))
 
         # At equal times bars close first: a trade on the minute belongs to the next one.
-        self._schedule(self.now // MINUTE * MINUTE + MINUTE, self._minute)
-        self._schedule(self.now // MARK_INTERVAL * MARK_INTERVAL + MARK_INTERVAL, self._mark)
+        self.schedule(self.now // MINUTE * MINUTE + MINUTE, self._minute)
+        self.schedule(self.now // MARK_INTERVAL * MARK_INTERVAL + MARK_INTERVAL, self._mark)
         if rate:
             for flow in flows:
-                self._schedule(flow.next_time(self.now), flow.step)
+                self.schedule(flow.next_time(self.now), flow.step)
         self.advance_to(start_time)
 
     def time(self) -> int:
@@ -111,8 +120,10 @@ class Simulation:
         self._advancing = True
         try:
             while due[0][0] <= time:
-                self.now, index, happen = due[0]
-                heapq.heapreplace(due, (happen(self.now), index, happen))
+                self.now, number, happen = heapq.heappop(due)
+                again = happen(self.now)
+                if again is not None:
+                    heapq.heappush(due, (again, number, happen))
                 if perf_counter() >= stop:
                     return False
         finally:
@@ -131,15 +142,55 @@ class Simulation:
             raise ValueError(f"cannot advance by {seconds} seconds: time only goes forward, a step at a time")
         self.advance_to(self.now + round(seconds * SECOND))
 
-    def _schedule(self, time: int, happen: Callable[[int], int]) -> None:
-        heapq.heappush(self._due, (time, len(self._due), happen))
+    def open_account(
+        self,
+        deposits: Mapping[str, int] | None = None,
+        *,
+        api_key: str | None = None,
+        api_secret: str | None = None,
+    ) -> Account:
+        """Open an account that can trade, and that clients can sign in to with its key and secret.
+
+        ``deposits``: what it begins with, by currency, in the smallest units (default: one XBT, 100_000_000 XBt, and
+        100,000 USDT, 100_000_000_000 USDt). ``api_key``, ``api_secret``: drawn at random, from the seed, where they are
+        not given. Raises ValueError for a currency that nothing is settled in, an amount that is not a positive int,
+        and a key or secret that is no text of printable ASCII characters, or is that of another account.
+        """
+        return self.accounts.open(deposits, api_key, api_secret)
+
+    @contextmanager
+    def standing_still(self) -> Iterator[None]:
+        """No time passes within: what is done happens at one moment, with nothing in between."""
+        advancing, self._advancing = self._advancing, True
+        try:
+            yield
+        finally:
+            self._advancing = advancing
+
+    def schedule(self, time: int, happen: Callable[[int], int | None]) -> Due:
+        """Have ``happen`` called at ``time`` (ns), with that time. It returns when it is to be called again, or None.
+
+        At equal times, what was scheduled first comes first. Returns what `unschedule` takes.
+        """
+        due = time, next(self._number), happen
+        heapq.heappush(self._due, due)
+        return due
+
+    def unschedule(self, due: Due) -> None:
+        """Have something not happen; nothing where it has happened."""
+        if due in self._due:
+            self._due.remove(due)
+            heapq.heapify(self._due)
 
     def _minute(self, now: int) -> int:
         self.tables.on_minute(now)
+        if now == previous_funding(now):
+            self.accounts.on_funding(now)
         return now + MINUTE
 
     def _mark(self, now: int) -> int:
         self.tables.on_mark(now)
+        self.accounts.on_mark(now)
         return now + MARK_INTERVAL
 
     def _xbt_price(self) -> float:

@@ -5,15 +5,12 @@ of one symbol and turns its `MarketEvent`s into messages, at most one for each t
 then the books (first what goes, then what changes, then what comes, so that a book built of them is never crossed),
 then quote and instrument. What nobody is subscribed to is neither built nor encoded. `Tables` puts the symbols
 together and adds the tables that have none.
-
-The schemas are those of https://www.bitmex.com/api/v1/schema and of partials that were received from the exchange.
 """
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from datetime import UTC, datetime
 from itertools import islice
 from random import Random
@@ -24,14 +21,11 @@ import msgspec
 from ..messages import Row, Side
 from .instruments import Instrument
 from .market import Fill, LevelChange, Market, MarketEvent
+from .schemas import BIN_MINUTES, SCHEMAS
 
 __all__ = [
-    "BIN_MINUTES",
-    "PRIVATE_TABLES",
-    "SCHEMAS",
     "Feed",
     "MarketTables",
-    "Schema",
     "Subscriber",
     "Tables",
     "iso",
@@ -42,7 +36,6 @@ MINUTE = 60_000_000_000
 DAY = 1440 * MINUTE
 FUNDING_INTERVAL = 480 * MINUTE  # at 04:00, 12:00 and 20:00 UTC
 FUNDING_OFFSET = 240 * MINUTE
-BIN_MINUTES = {"1m": 1, "5m": 5, "1h": 60, "1d": 1440}
 RECENT_FUNDINGS = 3
 
 
@@ -55,216 +48,6 @@ def iso(time: int) -> str:
 def topic_name(table: str, symbol: str | None) -> str:
     """A topic as clients write it."""
     return table if symbol is None else f"{table}:{symbol}"
-
-
-# --- schemas ----------------------------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Schema:
-    """What a partial says of its table. ``by_symbol``: whether it can be subscribed to for one symbol."""
-
-    keys: Sequence[str]
-    types: Mapping[str, str]
-    foreign_keys: Mapping[str, str]
-    attributes: Mapping[str, str]
-    by_symbol: bool = True
-
-
-def _types(text: str) -> dict[str, str]:
-    """Column types from ``type: column column ...`` lines, as columns of the same type come in runs."""
-    types = {}
-    for line in text.strip().splitlines():
-        kind, _, columns = line.partition(":")
-        types.update(dict.fromkeys(columns.split(), kind.strip().replace("list", "")))
-    return types
-
-
-_OF_INSTRUMENT = {"symbol": "instrument"}
-_SIDED = {"symbol": "instrument", "side": "side"}
-_SERIES = {"timestamp": "sorted", "symbol": "grouped"}
-
-_BOOK = Schema(
-    ["symbol", "id", "side"],
-    _types("""symbol: symbol
-              long: id
-              symbol: side
-              long: size
-              float: price
-              timestamp: timestamp transactTime"""),
-    _SIDED,
-    {"symbol": "parted", "id": "sorted"},
-)
-_QUOTE = Schema(
-    [],
-    _types("""timestamp: timestamp
-              symbol: symbol
-              long: bidSize
-              float: bidPrice askPrice
-              long: askSize"""),
-    _OF_INSTRUMENT,
-    _SERIES,
-)
-_TRADE_BIN = Schema(
-    [],
-    _types("""timestamp: timestamp
-              symbol: symbol
-              float: open high low close
-              long: trades volume
-              float: vwap
-              long: lastSize turnover
-              float: homeNotional foreignNotional"""),
-    _OF_INSTRUMENT,
-    _SERIES,
-)
-
-SCHEMAS: dict[str, Schema] = {
-    "announcement": Schema(
-        ["id"],
-        _types("""long: id
-                  list: link title content
-                  timestamp: date"""),
-        {},
-        {"id": "sorted"},
-        by_symbol=False,
-    ),
-    "chat": Schema(
-        ["id"],
-        _types("""long: id
-                  timestamp: date
-                  list: user message html
-                  boolean: fromBot
-                  double: channelID"""),
-        {},
-        {"id": "sorted"},
-        by_symbol=False,
-    ),
-    "connected": Schema(["id"], _types("long: id users bots"), {}, {"id": "sorted"}, by_symbol=False),
-    "funding": Schema(
-        ["timestamp", "symbol"],
-        _types("""timestamp: timestamp
-                  symbol: symbol
-                  timespan: fundingInterval
-                  float: fundingRate fundingRateDaily"""),
-        _OF_INSTRUMENT,
-        _SERIES,
-    ),
-    "instrument": Schema(
-        ["symbol"],
-        _types("""symbol: symbol rootSymbol state typ
-                  timestamp: listing front expiry settle listedSettle
-                  timespan: relistInterval
-                  symbol: positionCurrency underlying quoteCurrency underlyingSymbol reference referenceSymbol
-                  timespan: calcInterval publishInterval publishTime
-                  long: maxOrderQty
-                  float: maxPrice
-                  long: lotSize
-                  float: tickSize
-                  long: multiplier
-                  symbol: settlCurrency
-                  long: underlyingToPositionMultiplier underlyingToSettleMultiplier quoteToSettleMultiplier
-                  boolean: isQuanto isInverse
-                  float: initMargin maintMargin
-                  long: riskLimit riskStep
-                  float: limit
-                  boolean: taxed deleverage
-                  float: makerFee takerFee settlementFee
-                  symbol: fundingBaseSymbol fundingQuoteSymbol fundingPremiumSymbol
-                  timestamp: fundingTimestamp
-                  timespan: fundingInterval
-                  float: fundingRate indicativeFundingRate
-                  timestamp: rebalanceTimestamp
-                  timespan: rebalanceInterval
-                  float: prevClosePrice limitDownPrice limitUpPrice
-                  long: prevTotalVolume totalVolume volume volume24h
-                  long: prevTotalTurnover totalTurnover turnover turnover24h
-                  float: homeNotional24h foreignNotional24h prevPrice24h vwap highPrice lowPrice
-                  float: lastPrice lastPriceProtected
-                  symbol: lastTickDirection
-                  float: lastChangePcnt bidPrice midPrice askPrice impactBidPrice impactMidPrice impactAskPrice
-                  boolean: hasLiquidity
-                  long: openInterest openValue
-                  symbol: fairMethod
-                  float: fairBasisRate fairBasis fairPrice
-                  symbol: markMethod
-                  float: markPrice indicativeSettlePrice settledPriceAdjustmentRate settledPrice
-                  boolean: instantPnl
-                  float: minTick fundingBaseRate fundingQuoteRate
-                  timestamp: timestamp"""),
-        {},
-        {"symbol": "unique"},
-    ),
-    "insurance": Schema(
-        ["currency", "timestamp"],
-        _types("""symbol: currency
-                  timestamp: timestamp
-                  long: walletBalance"""),
-        {},
-        {"timestamp": "sorted", "currency": "grouped"},
-        by_symbol=False,
-    ),
-    "liquidation": Schema(
-        ["orderID"],
-        _types("""guid: orderID
-                  symbol: symbol side
-                  float: price
-                  long: leavesQty"""),
-        _SIDED,
-        {"orderID": "unique"},
-    ),
-    "orderBookL2_25": _BOOK,
-    "orderBookL2": _BOOK,
-    "orderBook10": Schema(
-        ["symbol"],
-        _types("""symbol: symbol
-                  list: bids asks
-                  timestamp: timestamp"""),
-        _OF_INSTRUMENT,
-        {"symbol": "sorted"},
-    ),
-    "publicNotifications": Schema(
-        ["id"],
-        _types("""long: id
-                  timestamp: date
-                  list: title body
-                  long: ttl
-                  symbol: type
-                  boolean: closable persist waitForVisibility
-                  symbol: sound"""),
-        {},
-        {"id": "sorted"},
-        by_symbol=False,
-    ),
-    "quote": _QUOTE,
-    **{f"quoteBin{size}": _QUOTE for size in BIN_MINUTES},
-    "settlement": Schema(
-        ["timestamp", "symbol"],
-        _types("""timestamp: timestamp
-                  symbol: symbol settlementType
-                  float: settledPrice optionStrikePrice optionUnderlyingPrice
-                  long: bankrupt taxBase
-                  float: taxRate"""),
-        _OF_INSTRUMENT,
-        _SERIES,
-    ),
-    "trade": Schema(
-        [],
-        _types("""timestamp: timestamp
-                  symbol: symbol side
-                  long: size
-                  float: price
-                  symbol: tickDirection
-                  guid: trdMatchID
-                  long: grossValue
-                  float: homeNotional foreignNotional
-                  symbol: trdType"""),
-        _SIDED,
-        _SERIES,
-    ),
-    **{f"tradeBin{size}": _TRADE_BIN for size in BIN_MINUTES},
-}
-
-PRIVATE_TABLES = ("affiliate", "execution", "margin", "order", "position", "privateNotifications", "transact", "wallet")
 
 
 # --- subscriptions ----------------------------------------------------------------------------------------------------
@@ -308,8 +91,24 @@ class Feed:
             return
         message = msgspec.json.encode({"table": table, "action": action, "data": rows}).decode()
         for topic in ((table, symbol), (table, None)) if symbol is not None else ((table, None),):
-            for subscriber in tuple(self.topics.get(topic, ())):
-                subscriber.send(message)
+            self._send(topic, message)
+
+    def publish_mixed(self, table: str, action: Literal["insert", "update", "delete"], rows: Sequence[Row]) -> None:
+        """Send one delta, of rows of any symbols: who is subscribed to a symbol gets the rows of that one."""
+        symbols = {row.get("symbol") for row in rows}
+        if len(symbols) < 2:
+            self.publish(table, next(iter(symbols), None), action, rows)
+            return
+        for of_table, symbol in tuple(self.topics):
+            if of_table == table:
+                some = rows if symbol is None else [row for row in rows if row["symbol"] == symbol]
+                if some:
+                    message = msgspec.json.encode({"table": table, "action": action, "data": some}).decode()
+                    self._send((table, symbol), message)
+
+    def _send(self, topic: tuple[str, str | None], message: str) -> None:
+        for subscriber in tuple(self.topics.get(topic, ())):
+            subscriber.send(message)
 
 
 # --- the tables of one symbol -----------------------------------------------------------------------------------------
@@ -385,6 +184,8 @@ class MarketTables:
         self._timestamp = iso(time)
         self._last_ticks: int | None = None
         self._last_direction = "PlusTick"
+        self.event_trades: list[Row] = []
+        """The rows of the trades of the last event that had any, one for each of its fills."""
         self.trades: deque[Row] = deque(maxlen=1)
         self.quotes: deque[Row] = deque(maxlen=1)
         self.fundings: deque[Row] = deque(maxlen=RECENT_FUNDINGS)
@@ -404,6 +205,16 @@ class MarketTables:
         self._invent_bins(time)
         self.on_mark(time)
         market.listeners.append(self.on_event)
+
+    @property
+    def mark_price(self) -> int | float:
+        """The mark price, in the quote currency."""
+        price: int | float = self._row["markPrice"]
+        return price
+
+    def notional(self, quantity: int, price: float, value: int) -> tuple[float, float]:
+        """See `Instrument.notional`."""
+        return self._instrument.notional(quantity, price, value, self._settlement_price())
 
     # partials
 
@@ -474,7 +285,7 @@ class MarketTables:
             self._publish_instrument(self._traded() if event.fills else {})
 
     def _publish_trades(self, fills: Sequence[Fill]) -> None:
-        rows = [self._trade_row(fill) for fill in fills]
+        rows = self.event_trades = [self._trade_row(fill) for fill in fills]
         for row in rows:
             for trade_bin in self._bins.values():
                 trade_bin.add(row)
@@ -491,10 +302,11 @@ class MarketTables:
             direction = "Zero" + self._last_direction.removeprefix("Zero")
         self._last_ticks, self._last_direction = ticks, direction
         value = instrument.value(fill.quantity, ticks)
-        home, foreign = instrument.notional(fill.quantity, ticks, value, self._settlement_price())
+        price = instrument.price(ticks)
+        home, foreign = self.notional(fill.quantity, price, value)
         return {
             "timestamp": self._timestamp, "symbol": self._symbol, "side": fill.taker.side, "size": fill.quantity,
-            "price": instrument.price(ticks), "tickDirection": direction, "trdMatchID": self.market.new_id(),
+            "price": price, "tickDirection": direction, "trdMatchID": self.market.new_id(),
             "grossValue": value, "homeNotional": home, "foreignNotional": foreign, "trdType": "Regular",
         }  # fmt: skip
 
@@ -588,10 +400,11 @@ class MarketTables:
             "referenceSymbol": instrument.reference, "maxOrderQty": instrument.max_order_quantity,
             "maxPrice": instrument.max_price, "lotSize": instrument.lot_size, "tickSize": instrument.price(1),
             "multiplier": instrument.multiplier, "settlCurrency": instrument.settlement_currency,
-            "isQuanto": instrument.is_quanto, "isInverse": instrument.is_inverse, "initMargin": 0.01,
-            "maintMargin": 0.005,
-            "riskLimit": 200 * scale, "riskStep": 100 * scale, "taxed": True, "deleverage": True, "makerFee": 0.0002,
-            "takerFee": 0.00075, "settlementFee": 0, "fundingBaseSymbol": f".{instrument.underlying}BON8H",
+            "isQuanto": instrument.is_quanto, "isInverse": instrument.is_inverse,
+            "initMargin": instrument.initial_margin, "maintMargin": instrument.maintenance_margin,
+            "riskLimit": 200 * scale, "riskStep": 100 * scale, "taxed": True, "deleverage": True,
+            "makerFee": instrument.maker_fee, "takerFee": instrument.taker_fee, "settlementFee": 0,
+            "fundingBaseSymbol": f".{instrument.underlying}BON8H",
             "fundingQuoteSymbol": f".{instrument.quote_currency}BON8H",
             "fundingPremiumSymbol": f".{instrument.symbol}PI8H",
             "fundingTimestamp": iso(next_funding(time)), "fundingInterval": "2000-01-01T08:00:00.000Z",

@@ -3,20 +3,32 @@
 from .bars import Bars
 from .connection import Connection
 from .decoder import Decoder
+from .fills import Fills
 from .filters import SymbolFilter, TableFilter
+from .grouping import BookGrouping
+from .margin import Margin
 from .orderbook import OrderBookMerger
+from .orders import Orders
+from .positions import Positions
 from .replay import Replay
 from .tables import TableApplier
 from .throttle import Throttle
+from .tickers import Tickers
 
 __all__ = [
     "Bars",
+    "BookGrouping",
     "Connection",
     "Decoder",
+    "Fills",
+    "Margin",
     "OrderBookMerger",
+    "Orders",
+    "Positions",
     "Replay",
     "SymbolFilter",
     "TableApplier",
     "TableFilter",
     "Throttle",
+    "Tickers",
 ]

@@ -36,8 +36,8 @@ class Orders(Follower):
     * a loss of state: each open order of the topic, as it was last known, with ``stale``.
 
     ``orders.open`` and ``orders.by_client_id`` are fresh dicts of the open orders; ``orders[order_id]``,
-    ``order_id in orders``, ``len(orders)`` and iteration (over order ids) are of the same. All are as far as the stream
-    has come here; `stale` is ahead of it. Memory: the open orders.
+    ``order_id in orders``, ``len(orders)`` and iteration (over order ids) are of the same. When a connection is lost,
+    what is read is stale at once, ahead of the stream. Memory: the open orders.
 
     A row that cannot be an order (no orderID, symbol or ordStatus, a field of a wrong type) is a loss of the state of
     its topic: logged, and a new partial is asked for by ``resync``.
@@ -52,21 +52,21 @@ class Orders(Follower):
     @property
     def open(self) -> dict[str, OrderState]:
         """The open orders by order id (orderID), oldest known first. A fresh dict."""
-        return dict(self._open)
+        return {order_id: self._now(order) for order_id, order in self._open.items()}
 
     @property
     def by_client_id(self) -> dict[str, OrderState]:
         """The open orders that have one by client order id (clOrdID), oldest known first. A fresh dict."""
-        return {order.client_order_id: order for order in self._open.values() if order.client_order_id}
+        return {order.client_order_id: self._now(order) for order in self._open.values() if order.client_order_id}
 
     def of(self, symbol: str) -> list[OrderState]:
         """The open orders of a symbol, oldest known first."""
-        return [order for order in self._open.values() if order.symbol == symbol]
+        return [self._now(order) for order in self._open.values() if order.symbol == symbol]
 
     def __getitem__(self, order_id: str) -> OrderState:
         """An open order. Raises KeyError where there is none of that id."""
         try:
-            return self._open[order_id]
+            return self._now(self._open[order_id])
         except KeyError:
             raise KeyError(f"no open order has the order id {order_id!r}") from None
 
@@ -79,8 +79,10 @@ class Orders(Follower):
     def __len__(self) -> int:
         return len(self._open)
 
-    def __bool__(self) -> bool:
-        return True  # a section, also while no order is open
+    def _now(self, order: OrderState) -> OrderState:
+        """An order as it is to be read: stale also where its loss has not come through the stream yet."""
+        topic = None if order.stale else self._coverage.find("order", order.row)
+        return order if topic is None or not self.is_stale(topic) else replace(order, stale=True)
 
     def load(self, update: TableUpdate, topic: Topic) -> Iterable[OrderState]:
         listed = {order.order_id: order for order in [_order(row, update) for row in update.rows]}

@@ -155,27 +155,23 @@ def test_prices_are_exact(symbol, ticks):
     [(1000, 32175, 3108000), (100, 32180.5, 310747), (900, 32180.5, 2796723), (200, 32182.5, 621456)],
 )
 def test_an_inverse_contract_is_worth_what_it_was_in_real_trades(quantity, price, value):
-    ticks = XBTUSD.ticks(price)
-    assert XBTUSD.value(quantity, ticks) == value
-    assert XBTUSD.notional(quantity, ticks, value, 0) == (value / 1e8, quantity)
+    assert XBTUSD.value(quantity, XBTUSD.ticks(price)) == value
+    assert XBTUSD.notional(quantity, price, value, 0) == (value / 1e8, quantity)
 
 
 def test_a_quanto_contract_is_worth_a_number_of_satoshi_per_dollar_of_its_price():
     instrument = INSTRUMENTS["ETHUSD"]
     ticks = instrument.ticks(2000)
     assert instrument.value(10, ticks) == 10 * 2000 * 100
-    home, foreign = instrument.notional(
-        10, ticks, 2_000_000, 50_000
-    )  # 0.02 XBT, hence 1000 dollars, hence half an ether
-    assert (home, foreign) == (0.5, 1000)
+    # 0.02 XBT, hence 1000 dollars, hence half an ether
+    assert instrument.notional(10, 2000, 2_000_000, 50_000) == (0.5, 1000)
 
 
 def test_a_linear_contract_is_worth_its_underlying():
     assert INSTRUMENTS["XBTUSDT"].value(1_000_000, INSTRUMENTS["XBTUSDT"].ticks(31592.5)) == 31_592_500_000
     instrument = INSTRUMENTS["SOLUSDT"]
-    ticks = instrument.ticks(150.25)
-    value = instrument.value(10_000, ticks)
-    assert value == 150_250_000 and instrument.notional(10_000, ticks, value, 0) == (1, 150.25)
+    value = instrument.value(10_000, instrument.ticks(150.25))
+    assert value == 150_250_000 and instrument.notional(10_000, 150.25, value, 0) == (1, 150.25)
 
 
 @pytest.mark.parametrize(

@@ -93,3 +93,33 @@ async def test_the_official_client_gets_its_partials_and_keeps_the_exchanges_boo
             finally:
                 process.kill()
             assert "Traceback" not in process.stderr.read()
+
+
+async def test_the_official_client_has_the_orders_position_and_margin_of_its_account(official_python):
+    async with open_exchange(symbols=("XBTUSD",), rate=20, levels=30, speed=0) as exchange:
+        account = exchange.open_account({"XBt": 100_000_000})
+        account.submit("XBTUSD", "Buy", 2000)
+        account.submit("XBTUSD", "Buy", 100, 50_000)
+        command = [str(official_python), str(SCRIPT), exchange.url, "XBTUSD", account.api_key, account.api_secret]
+        with subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        ) as process:
+            try:
+                client = OfficialClient(process)
+                await client.state()  # it is connected
+                amended = account.submit("XBTUSD", "Sell", 300, 70_000, client_order_id="amended")["orderID"]
+                account.submit("XBTUSD", "Sell", 500)
+                account.amend(amended, size=200)
+                account.cancel_all(side="Buy")
+                books = {
+                    "orders": [account.orders[amended]],
+                    "executions": account.executions,
+                    "positions": [account.positions["XBTUSD"]],
+                    "funds": account.margins["XBt"],
+                }
+                with trio.fail_after(20):
+                    while {name: rows for name, rows in (await client.state()).items() if name in books} != books:
+                        await trio.sleep(0.05)
+            finally:
+                process.kill()
+            assert "Traceback" not in process.stderr.read()

@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bitmex_streams.exchange import Session, Simulation
-from bitmex_streams.exchange.tables import SCHEMAS
+from bitmex_streams.exchange.schemas import SCHEMAS
 
 START = int(datetime(2026, 1, 1, 11, 58, 30, tzinfo=UTC).timestamp()) * 10**9
 KEYED = {

@@ -199,6 +199,26 @@ def test_a_follower_that_is_younger_than_its_applier_hears_of_losses_by_number()
     assert not balances.stale
 
 
+def test_behind_an_applier_that_hears_of_no_loss_a_connection_that_opens_is_told_by_what_comes_of_it():
+    applier, balances = TableApplier(), Balances()  # as where the applier is in a Merge, and the follower behind it
+    balances.lose_state("a", CONNECTING)
+    for item in (Connected(1, "a"), partial(margin(5))):
+        for update in applier.process(item):
+            balances.process(update)
+    assert not balances.stale
+
+
+def test_what_another_source_says_of_a_topic_that_is_not_its_own_does_not_count():
+    balances = Balances()
+    line = Line(balances)
+    line.feed(partial(margin(5)))
+    foreign = TableUpdate("margin", "update", [margin(6)], 2, "b")
+    assert balances.process(foreign) == [foreign]
+    lost = TableUpdate("margin", "stale", (), 3, "b", filter={"account": ACCOUNT}, reason="why")
+    assert balances.process(lost) == [lost]
+    assert not balances.stale
+
+
 # --- what the exchange cannot mean ---
 
 

@@ -255,6 +255,21 @@ def test_a_loss_is_told_of_each_open_order_and_the_partial_that_heals_it_of_each
     assert not account.orders.stale
 
 
+def test_what_is_read_is_stale_at_once_when_the_connection_is_lost():
+    account = Account()
+    account.feed(partial(order(client_id="a")))
+    account.lose()
+    orders = account.orders
+    read = [orders[FIRST], orders.open[FIRST], orders.by_client_id["a"], *orders.of("XBTUSD")]
+    assert [state.stale for state in read] == [True] * 4
+    assert brief(account.told(update(change(**FILLED_IN_PART)))) == [(FIRST, "PartiallyFilled", True, False)]
+    assert orders[FIRST].stale
+    assert orders[FIRST].filled == 400
+    assert brief(account.told(disconnected())) == [(FIRST, "PartiallyFilled", True, True)]
+    account.feed(partial(order(**FILLED_IN_PART)))
+    assert not orders[FIRST].stale
+
+
 def test_an_order_that_went_in_a_gap_is_told_as_gone_with_its_end_unseen():
     account = Account()
     account.feed(partial(order(client_id="a"), order(SECOND)), disconnected())
@@ -353,6 +368,13 @@ def test_a_partial_that_cannot_be_taken_changes_no_order():
     told = account.told(partial(order(**FILLED_IN_PART), order("third", price="cheap")))
     assert brief(told) == [(FIRST, "New", True, True), (SECOND, "New", True, True)]
     assert account.asked == ["order"]
+
+
+def test_what_is_stale_already_is_not_told_again():
+    account = Account()
+    account.feed(partial(order()), disconnected())
+    assert account.told(partial(order(price="cheap")), disconnected()) == []
+    assert account.orders.stale
 
 
 # --- against a model ---

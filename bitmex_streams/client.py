@@ -228,7 +228,11 @@ class BitMEXWebsocket:
             raise ValueError(f"max_backlog is a number of rows, at least 1, not {max_backlog!r}")
         self.max_backlog = max_backlog
         self.connection = Connection(
-            network, api_key=api_key, api_secret=api_secret, dead_mans_switch=dead_mans_switch, **options
+            network,
+            api_key=api_key,
+            api_secret=api_secret,
+            dead_mans_switch=dead_mans_switch,
+            **{"reconnect": None, **options},  # as in its predecessor, a lost connection is an error
         )
         self.tables: TableApplier
         self.tables = self._tables = _Tables()

@@ -8,7 +8,7 @@ from collections.abc import Callable
 
 import msgspec
 
-from .errors import ConnectionClosed, ConnectionFailed
+from .errors import AuthenticationError, ConnectionClosed, ConnectionFailed
 
 __all__ = ["Backoff", "Reconnect", "is_final"]
 
@@ -82,4 +82,6 @@ class Backoff:
 
 def is_final(error: Exception) -> bool:
     """Whether trying again cannot help: the key is refused, the address is wrong, the certificate does not verify."""
+    if isinstance(error, AuthenticationError):
+        return error.reason != "replay"  # the next signature is another one
     return error.final if isinstance(error, ConnectionFailed | ConnectionClosed) else True

@@ -397,6 +397,8 @@ class WebsocketTransport(Dialer, Websocket):
 
     async def ping(self) -> None:
         """See `Transport.ping`."""
+        if self._connection.closed is not None or self._reader_ended:
+            raise self._closed()
         try:
             await self._connection._send(Ping())  # `ping` would wait for the pong, and be cancelled half-way
         except (

@@ -65,10 +65,12 @@ from .messages import (
 from .operator import Batches, Operator, Source
 from .orderbook import BookSnapshot, OrderBook
 from .pipeline import Pipeline
+from .reconnect import Reconnect
 from .sections import (
     Bars,
     BookGrouping,
     Connection,
+    ConnectionStatistics,
     Decoder,
     Fills,
     Margin,
@@ -106,6 +108,7 @@ __all__ = [
     "Connection",
     "ConnectionClosed",
     "ConnectionFailed",
+    "ConnectionStatistics",
     "Contract",
     "DecodeError",
     "Decoder",
@@ -131,6 +134,7 @@ __all__ = [
     "Positions",
     "ProcessDied",
     "RawMessage",
+    "Reconnect",
     "RecordingError",
     "Replay",
     "Row",

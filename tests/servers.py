@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 import ssl
+from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
@@ -188,21 +189,57 @@ class ScriptedExchange:
             yield url
 
 
-@asynccontextmanager
-async def in_memory(exchange: ScriptedExchange, **options: Any) -> AsyncIterator[Connection]:
-    """A connection to the exchange over an in-memory stream, so that a test clock can drive it."""
-    ours, theirs = trio.testing.memory_stream_pair()
+class InMemory:
+    """A transport factory: each connection goes over an in-memory stream to ``exchange``, so that a test clock can
+    drive it.
 
-    async def serve() -> None:
+    ``failures``: what the next attempts to connect fail with. ``streams``: the server's ends, in order. ``attempts``:
+    when each was made, on trio's clock.
+    """
+
+    def __init__(self, exchange: Callable[[Any], Awaitable[None]], nursery: trio.Nursery) -> None:
+        self.exchange = exchange
+        self.failures: deque[Exception] = deque()
+        self.streams: list[trio.StapledStream] = []
+        self.attempts: list[float] = []
+        self._nursery = nursery
+
+    def __call__(self, url: str, **options: Any) -> WebsocketTransport:
+        self.attempts.append(trio.current_time())
+        ours, theirs = trio.testing.memory_stream_pair()
+        transport = WebsocketTransport(url, stream=ours, **options)
+        if self.failures:
+            failure = self.failures.popleft()
+
+            async def fail(nursery: trio.Nursery) -> None:
+                await trio.lowlevel.checkpoint()
+                raise failure
+
+            transport.connect = fail  # type: ignore[method-assign]
+        else:
+            self.streams.append(theirs)
+            self._nursery.start_soon(self._serve, theirs)
+        return transport
+
+    async def _serve(self, stream: trio.StapledStream) -> None:
         async with trio.open_nursery() as inner:
-            with suppress(trio_websocket.ConnectionClosed):
-                await exchange(await trio_websocket.wrap_server_stream(inner, theirs))
+            with suppress(trio_websocket.ConnectionClosed, trio.BrokenResourceError):
+                await self.exchange(await trio_websocket.wrap_server_stream(inner, stream))
             inner.cancel_scope.cancel()
 
+    async def drop(self) -> None:
+        """Break the last connection, without a close frame."""
+        await self.streams[-1].aclose()
+
+
+@asynccontextmanager
+async def in_memory(exchange: ScriptedExchange, **options: Any) -> AsyncIterator[Connection]:
+    """A connection to the exchange over in-memory streams; its ``_transport`` is the `InMemory`."""
     async with trio.open_nursery() as nursery:
-        nursery.start_soon(serve)
-        yield Connection("ws://in.memory/realtime", transport=partial(WebsocketTransport, stream=ours), reconnect=None, **options)
-        await theirs.aclose()
+        server = InMemory(exchange, nursery)
+        yield Connection("ws://in.memory/realtime", transport=server, **{"reconnect": None, **options})
+        for stream in server.streams:
+            await stream.aclose()
         nursery.cancel_scope.cancel()
 
 

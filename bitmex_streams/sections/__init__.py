@@ -1,7 +1,7 @@
 """The sections: what a pipeline is built of, one file a section or a family of them."""
 
 from .bars import Bars
-from .connection import Connection
+from .connection import Connection, ConnectionStatistics
 from .decoder import Decoder
 from .fills import Fills
 from .filters import SymbolFilter, TableFilter
@@ -19,6 +19,7 @@ __all__ = [
     "Bars",
     "BookGrouping",
     "Connection",
+    "ConnectionStatistics",
     "Decoder",
     "Fills",
     "Margin",

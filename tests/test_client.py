@@ -589,6 +589,39 @@ async def test_no_connection_is_an_error_on_entering():
 # --- accounts, other servers, lost state ---
 
 
+async def test_the_tables_of_an_account_are_listened_to_as_any_other():
+    async with paused() as exchange:
+        account = exchange.open_account()
+        async with open_bitmex_websocket(exchange.url, account.api_key, account.api_secret) as bws:
+            orders, executions = bws.listen("order"), bws.listen("execution", "XBTUSD")
+            margins = bws.listen("margin")
+            assert {row["currency"] for row in await take(margins, 2)} == {"XBt", "USDt"}
+            got = {}
+
+            async def read(listener, name):
+                got[name] = []
+                async for row in listener:
+                    got[name].append(row)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read, orders, "orders")
+                nursery.start_soon(read, executions, "executions")
+                await until(lambda: set(exchange.topics) == {"margin", "order", "execution:XBTUSD"})
+                await trio.sleep(0.05)
+                order = account.submit("XBTUSD", "Buy", 100, 60000)
+                account.cancel(order["orderID"])
+                await until(lambda: len(got["executions"]) == 2)
+                account.submit("XBTUSD", "Buy", 200, 61000)
+                await until(lambda: len(got["orders"]) == 3)
+                assert await take(bws.listen("order", "XBTUSD"), 1) == got["orders"][-1:]  # of the open ones
+                nursery.cancel_scope.cancel()
+            assert [row["ordStatus"] for row in got["orders"]] == ["New", "Canceled", "New"]
+            assert [row["execType"] for row in got["executions"]] == ["New", "Canceled", "New"]
+            assert bws.storage.data["order"][order["orderID"],]["ordStatus"] == "Canceled"
+            await margins.aclose()
+            await topics_become(exchange)
+
+
 async def test_the_dead_mans_switch_is_armed_and_disarmed_when_the_body_ended_well():
     exchange = ScriptedExchange()
     async with exchange.open() as url:
@@ -823,9 +856,9 @@ async def test_two_hundred_listeners_come_and_go_at_random(seed):
                             assert set(reference.topics().values()) <= {1}
                     agreed += 1
                     await trio.sleep(0.02)
-            await until(lambda: reference.topics() == {})
+            await until(lambda: reference.topics() == bws._tables.subscriptions == {})
             assert agreed > 20
-            assert bws._tables.subscriptions == {} and not any(bws._tables.backlogs.values())
+            assert not any(bws._tables.backlogs.values())
         for want, _, got in found:
             reference.check(want[0], want[1:] or symbols, got)
     assert {how for _, how, _ in found} == {"break", "aclose", "cancel", "slow"}

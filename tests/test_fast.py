@@ -23,9 +23,8 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Message, Ping, Pong, Request, TextMessage
 from wsproto.extensions import PerMessageDeflate
 
-from bitmex_streams import Connection, Decoder, OrderBookMerger, Pipeline
+from bitmex_streams import Connection, Pipeline
 from bitmex_streams.errors import ConnectionFailed
-from bitmex_streams.exchange import open_exchange
 from bitmex_streams.fast import FastTransport
 from bitmex_streams.transport import TRANSPORTS, TransportClosed
 from tests.servers import ScriptedExchange, open_sockets, receive_head, serve_tcp, serve_websocket
@@ -874,19 +873,3 @@ async def test_nothing_of_headers_and_messages_is_logged(caplog):
         assert exchange.headers[0][b"api-signature"] == b"hunter2"
     ours = [record for record in caplog.records if "trio_websocket" not in record.name and "wsproto" not in record.name]
     assert not [record for record in ours if "hunter2" in record.getMessage()]
-
-
-async def test_the_embedded_exchange_is_followed_over_it():
-    with trio.fail_after(30):
-        async with open_exchange(rate=3000) as exchange:
-            books = OrderBookMerger()
-            connection = Connection(exchange.url, subscribe=["orderBookL2"], transport="fast")
-            async with Pipeline.create(connection, Decoder(), books) as pipeline:
-                pipeline.start()
-                for symbol in exchange.markets:
-                    await books.ready(symbol)
-                await trio.sleep(0.3)
-                exchange.speed = 0
-                quiet = {symbol: tuple(map(list, market.book)) for symbol, market in exchange.markets.items()}
-                while {s: (list(book.bids), list(book.asks)) for s, book in books.books.items()} != quiet:  # noqa: ASYNC110  until the last message has come
-                    await trio.sleep(0.02)

@@ -438,7 +438,7 @@ class ClientProtocol:
                 topic.sent = topic.held = answer.op == "unsubscribe"
                 topic.wanted = topic.wanted and name in self._changed
             return
-        topic.held = answer.op == "subscribe"
+        topic.held, topic.refusal = answer.op == "subscribe", None
         if not awaited and not topic.unanswered and name not in self._changed:
             topic.wanted = topic.sent = topic.held  # asked for in the URL, or by a command of the user's own making
 
@@ -478,7 +478,7 @@ def _command(op: str, args: Any) -> str:
 
 def _meant(names: list[str], error: str, status: int | None) -> list[str]:
     """Which of a command's unanswered topics an error is about: it may name the topic, the table or the symbol, or
-    nothing.
+    nothing. Then it is about the first, for topics are answered in their order, unless it is about the client as such.
     """
     if len(names) <= 1:
         return names
@@ -492,4 +492,4 @@ def _meant(names: list[str], error: str, status: int | None) -> list[str]:
             return named
     if status in (401, 403) and (private := [name for name in names if name.partition(":")[0] in PRIVATE_TABLES]):
         return private
-    return names
+    return names[:1] if status == 400 else names

@@ -44,6 +44,7 @@ log = logging.getLogger("bitmex_streams")
 
 MAX_BACKLOG = 100_000
 BOOK = "orderBookL2"
+CLOSED = ("Filled", "Canceled", "Rejected", "Expired")
 TURN = 64  # rows that a listener takes, at most, before other tasks get their turn
 TURN_SECONDS = 0.001
 
@@ -108,10 +109,11 @@ class Listener(AsyncGenerator[Any, None]):
     * for a partial of ``orderBookL2``, the whole book of the symbol: a dict with ``"Buy"`` and ``"Sell"``, each a
       SortedDict of rows by id; then rows.
 
-    Where the topic is in force already, it begins with what a partial would hold now: of a table with keys, the rows;
-    of one without (trade, quote), nothing. From there it gives every change, in order and once. A partial that comes
-    again (after a loss of state, or because another listener wants the whole table) gives what is new in it. Of a
-    table without keys, rows may be lost just then, which the log ``bitmex_streams`` says.
+    Where the topic is in force already, it begins with what a partial would hold now: of a table with keys, the rows
+    (of ``order``, those of open orders); of one without (trade, quote), nothing. From there it gives every change, in
+    order and once. A partial that comes again (after a loss of state, or because another listener wants the whole
+    table) gives what is new in it. Of a table without keys, rows may be lost just then, which the log
+    ``bitmex_streams`` says.
 
     It ends, like any async generator, with `aclose`, with whatever it raises, and when a task is cancelled in it; also
     when nobody has it any more (after a ``break``, say). Thereby it gives its subscription back, without awaiting;
@@ -625,6 +627,8 @@ class _Tables(TableApplier):
             rows = [_book(self.storage, name) for name in self._books(symbol)]
         elif table in self.storage.tables and self.storage.tables[table].keys:
             rows = [row for row in _rows(self.storage, table) if symbol is None or symbol_of(row) == symbol]
+            if table == "order":  # the exchange lists open ones
+                rows = [row for row in rows if row.get("ordStatus") not in CLOSED]
         if rows:
             self._put(backlog, rows)
 

@@ -46,7 +46,7 @@ class ConnectionFailed(BitMEXStreamsError):
 
 
 class ConnectionClosed(BitMEXStreamsError):
-    """An established connection ended otherwise than by a normal close (1000).
+    """An established connection ended otherwise than by a normal close (1000); in the classic client, by any close.
 
     ``code`` is the websocket close code (int; 1006 where the connection broke without one, 1005 where the server's
     close gave none, 1009 or 1002, 1003, 1007 also where this side could not take what the server sent: the message

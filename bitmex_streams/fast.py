@@ -411,6 +411,7 @@ class FastTransport(Dialer):
     async def _send(self, make_frame: Callable[[bytes], None], payload: bytes) -> None:
         try:
             async with self._writing:
+                await trio.lowlevel.checkpoint_if_cancelled()  # from here on it is as good as sent
                 if self._ended is not None:
                     raise self._closed()
                 make_frame(payload)
@@ -429,6 +430,7 @@ class FastTransport(Dialer):
 
     async def _write_answers(self) -> None:
         async with self._writing:
+            await trio.lowlevel.checkpoint_if_cancelled()
             data = b"".join(self._answers.values())
             self._answers.clear()
             await self._write(data)

@@ -484,7 +484,7 @@ class ClientProtocol:
                 topic.wanted = topic.wanted and name in self._changed
                 topic.proven = False
             return
-        topic.held = answer.op == "subscribe"
+        topic.held, topic.refusal = answer.op == "subscribe", None
         if topic.held:
             topic.proven, topic.retries = True, 0
         if not awaited and not topic.unanswered and name not in self._changed:
@@ -527,7 +527,7 @@ def _command(op: str, args: Any) -> str:
 
 def _meant(names: list[str], error: str, status: int | None) -> list[str]:
     """Which of a command's unanswered topics an error is about: it may name the topic, the table or the symbol, or
-    nothing.
+    nothing. Then it is about the first, for topics are answered in their order, unless it is about the client as such.
     """
     if len(names) <= 1:
         return names
@@ -541,4 +541,4 @@ def _meant(names: list[str], error: str, status: int | None) -> list[str]:
             return named
     if status in (401, 403) and (private := [name for name in names if name.partition(":")[0] in PRIVATE_TABLES]):
         return private
-    return names
+    return names[:1] if status == 400 else names

@@ -6,6 +6,8 @@ one that is, a row without its key columns) is a ValueError in words, before any
 
 from __future__ import annotations
 
+import reprlib
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from operator import itemgetter
@@ -19,6 +21,15 @@ __all__ = ["Storage"]
 
 BOOK_TABLES = frozenset({"orderBookL2", "orderBookL2_25"})
 BOOK_KEYS = ("symbol", "id", "side")
+# Rows of several connections stand in one order: one of them must not put in what does not compare with the others'.
+KEY_TYPES: dict[str, type] = {
+    "timestamp": str, "symbol": str, "currency": str, "orderID": str, "execID": str, "account": int,
+}  # fmt: skip
+CLOSED = frozenset({"Filled", "Canceled", "Rejected", "Expired"})
+CLOSED_NS = 60_000_000_000
+"""How long a closed order stays: until then it can still be amended, and so live again."""
+REMEMBERED = 10_000
+"""How many orders that left are remembered by their keys."""
 
 Key = tuple[Any, ...]
 
@@ -53,6 +64,9 @@ class Storage:
 
     ``max_rows``: int, or None for no limit. The most rows that are kept of a table that only ever grows (no keys, or
     keys with a timestamp: trade, quote, execution, the bins, funding, settlement, insurance); the oldest leave first.
+
+    An order that is closed (``ordStatus`` Filled, Canceled, Rejected or Expired) leaves ``data["order"]`` with the first
+    message that is received a minute or more after it was closed, and sooner where more than ``max_rows`` are closed.
     """
 
     def __init__(self, max_rows: int | None = 10_000) -> None:
@@ -63,6 +77,7 @@ class Storage:
         self.data: dict[str, Any] = {"orderBookL2": self.orderbook}
         self.keys: dict[str, tuple[str, ...]] = {}
         self.tables: dict[str, _Table] = {}
+        self.orders: _Orders | None = None  # the table order, where there is one
 
     def open(
         self, table: str, keys: Sequence[str] | None, attributes: Mapping[str, Any], types: Mapping[str, Any]
@@ -76,12 +91,16 @@ class Storage:
         columns = tuple(keys or ())
         if table in BOOK_TABLES:
             made, columns = _Books(self.data.setdefault(table, {})), BOOK_KEYS
+        elif columns and table == "order":
+            made = self.orders = _Orders(columns, self.max_rows)
         elif columns:
             made = _Keyed(columns, self.max_rows if "timestamp" in columns else None)
         else:
             columns = tuple(column for column, kind in attributes.items() if kind == "sorted")
             columns = columns or (("timestamp",) if "timestamp" in types else ())
             made = _Log(columns, self.max_rows)
+        if table == "order" and made is not self.orders:
+            self.orders = None
         self.data[table] = made.rows
         self.keys[table] = columns
         self.tables[table] = made
@@ -118,6 +137,7 @@ def _key_of(columns: Sequence[str]) -> Callable[[Mapping[str, Any]], Key]:
         return lambda row: ()
     pick = itemgetter(*columns)
     single = len(columns) == 1
+    types = [(index, KEY_TYPES[column]) for index, column in enumerate(columns) if column in KEY_TYPES]
 
     def key_of(row: Mapping[str, Any]) -> Key:
         try:
@@ -127,14 +147,21 @@ def _key_of(columns: Sequence[str]) -> Callable[[Mapping[str, Any]], Key]:
             raise ValueError(f"a row without its key column {error.args[0]!r}") from None
         except TypeError:
             raise ValueError(f"a row whose key ({', '.join(columns)}) is no plain value") from None
+        for index, kind in types:
+            if type(key[index]) is not kind:
+                raise ValueError(f"a row whose {columns[index]} is no {kind.__name__}: {_brief(key)}")
         return key
 
     return key_of
 
 
+_excerpt = reprlib.Repr()  # of anything, however large or deep
+_excerpt.maxdict = _excerpt.maxtuple = 10
+_excerpt.maxstring = 60
+
+
 def _brief(key: Any) -> str:
-    text = repr(key)
-    return text if len(text) <= 120 else text[:120] + "..."
+    return _excerpt.repr(key)[:300]
 
 
 class _Keyed:
@@ -151,6 +178,10 @@ class _Keyed:
         fresh = self._keyed(rows)
         if filter:
             covered = filter.items()
+            for row in rows:
+                for column, value in covered:
+                    if row.get(column, value) != value:
+                        raise ValueError(f"a row that it does not cover: its {column} is {_brief(row[column])}")
             fresh = {key: row for key, row in self.rows.items() if not covered <= row.items()} | fresh
         try:
             ordered = sorted(fresh)
@@ -183,7 +214,10 @@ class _Keyed:
         if self.max_rows is not None:
             while len(self.rows) > self.max_rows:
                 key, _ = self.rows.popitem(0)
-                if self.trimmed is None or key > self.trimmed:
+                try:
+                    if self.trimmed is None or key > self.trimmed:
+                        self.trimmed = key
+                except TypeError:  # of another kind than those before
                     self.trimmed = key
 
     def _trimmed(self, key: Key, what: str) -> None:
@@ -211,6 +245,74 @@ class _Keyed:
             self._trimmed(key, "a delete")
             return None
         return self.rows.pop(key)
+
+
+class _Orders(_Keyed):
+    """The table order, whose closed rows leave after a minute, by the time of what is received.
+
+    What is said of them later is no contradiction, unless it is that one lives again: then it is missing here.
+    """
+
+    def __init__(self, columns: tuple[str, ...], max_closed: int | None) -> None:
+        super().__init__(columns, None)
+        self.now = 0
+        self.max_closed = max_closed
+        self.closed: OrderedDict[Key, int] = OrderedDict()  # when (received) the row was closed, or last said to be
+        self.left: OrderedDict[Key, None] = OrderedDict()  # the last that left, oldest first
+
+    def advance(self, received: int) -> None:
+        """A message was received (ns): those leave that were closed long enough before."""
+        self.now = received
+        closed = self.closed
+        while closed:
+            key = next(iter(closed))
+            if received - closed[key] < CLOSED_NS and (self.max_closed is None or len(closed) <= self.max_closed):
+                break
+            del closed[key]
+            del self.rows[key]
+            self.left[key] = None
+            if len(self.left) > REMEMBERED:
+                self.left.popitem(last=False)
+
+    def _note(self, key: Key, row: Row) -> None:
+        status = row.get("ordStatus")
+        if type(status) is str and status in CLOSED:
+            self.closed[key] = self.now
+            self.closed.move_to_end(key)
+        else:
+            self.closed.pop(key, None)
+            self.left.pop(key, None)
+
+    def replace(self, rows: Sequence[Row], filter: Mapping[str, Any]) -> None:
+        super().replace(rows, filter)
+        for key in [key for key in self.closed if key not in self.rows]:
+            del self.closed[key]
+        for row in rows:
+            self._note(self.key_of(row), row)
+
+    def insert(self, row: Row) -> Row | None:
+        super().insert(row)
+        self._note(self.key_of(row), row)
+        return row
+
+    def update(self, delta: Row) -> Row | None:
+        key = self.key_of(delta)
+        if key in self.left and key not in self.rows:
+            if delta.get("ordStatus", "Filled") in CLOSED:
+                return None
+            raise ValueError(f"an update that opens an order again which had left: {_brief(key)}")
+        row = super().update(delta)
+        if row is not None and (key in self.closed or "ordStatus" in delta):
+            self._note(key, row)
+        return row
+
+    def delete(self, delta: Row) -> Row | None:
+        key = self.key_of(delta)
+        if key in self.left and key not in self.rows:
+            return None
+        row = super().delete(delta)
+        self.closed.pop(key, None)
+        return row
 
 
 class _Log(_Keyed):

@@ -14,6 +14,7 @@ import threading
 from contextlib import aclosing, asynccontextmanager
 from datetime import UTC, datetime
 from functools import partial
+from itertools import product
 from pathlib import Path
 
 import async_generator
@@ -588,6 +589,39 @@ async def test_no_connection_is_an_error_on_entering():
 # --- accounts, other servers, lost state ---
 
 
+async def test_the_tables_of_an_account_are_listened_to_as_any_other():
+    async with paused() as exchange:
+        account = exchange.open_account()
+        async with open_bitmex_websocket(exchange.url, account.api_key, account.api_secret) as bws:
+            orders, executions = bws.listen("order"), bws.listen("execution", "XBTUSD")
+            margins = bws.listen("margin")
+            assert {row["currency"] for row in await take(margins, 2)} == {"XBt", "USDt"}
+            got = {}
+
+            async def read(listener, name):
+                got[name] = []
+                async for row in listener:
+                    got[name].append(row)
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(read, orders, "orders")
+                nursery.start_soon(read, executions, "executions")
+                await until(lambda: set(exchange.topics) == {"margin", "order", "execution:XBTUSD"})
+                await trio.sleep(0.05)
+                order = account.submit("XBTUSD", "Buy", 100, 60000)
+                account.cancel(order["orderID"])
+                await until(lambda: len(got["executions"]) == 2)
+                account.submit("XBTUSD", "Buy", 200, 61000)
+                await until(lambda: len(got["orders"]) == 3)
+                assert await take(bws.listen("order", "XBTUSD"), 1) == got["orders"][-1:]  # of the open ones
+                nursery.cancel_scope.cancel()
+            assert [row["ordStatus"] for row in got["orders"]] == ["New", "Canceled", "New"]
+            assert [row["execType"] for row in got["executions"]] == ["New", "Canceled", "New"]
+            assert bws.storage.data["order"][order["orderID"],]["ordStatus"] == "Canceled"
+            await margins.aclose()
+            await topics_become(exchange)
+
+
 async def test_the_dead_mans_switch_is_armed_and_disarmed_when_the_body_ended_well():
     exchange = ScriptedExchange()
     async with exchange.open() as url:
@@ -776,72 +810,59 @@ WANTS = [
 async def test_two_hundred_listeners_come_and_go_at_random(seed):
     draw = random.Random(seed)
     symbols = ("XBTUSD", "ETHUSD", "SOLUSDT")
-    ends = []
+    listening = {}  # topics: by how many listeners
+    found = []  # for each listener that has left: what it listened to, how it left, its rows
+
+    async def listen(bws):
+        await trio.sleep(draw.uniform(0, 3))
+        want, how = draw.choice(WANTS), draw.choice(["break", "aclose", "cancel", "slow"])
+        rows, seconds, pause = draw.randrange(1, 60), draw.uniform(0, 2), draw.uniform(0, 0.05)
+        topics, got = [":".join(topic) for topic in product(want[:1], want[1:])] or list(want), []
+        for topic in topics:
+            listening[topic] = listening.get(topic, 0) + 1
+        with trio.move_on_after(2 if how == "break" else seconds):
+            if how == "break":
+                async for row in bws.listen(*want):
+                    got.append(row)
+                    if len(got) == rows:
+                        break
+            elif how == "cancel":
+                listener = bws.listen(*want)
+                async for row in listener:
+                    got.append(row)
+            else:
+                async with aclosing(bws.listen(*want)) as listener:
+                    async for row in listener:
+                        got.append(row)
+                        if how == "slow":
+                            await trio.sleep(pause)
+                        if len(got) == rows:
+                            break
+        for topic in topics:
+            listening[topic] -= 1
+        found.append((want, how, got))
+
     async with open_exchange(symbols=symbols, rate=300, levels=40, seed=seed) as exchange:
         reference = Reference(exchange, ["trade", "instrument", "quote", "orderBookL2"])
         async with open_bitmex_websocket(exchange.url) as bws:
-            listening = {}  # topics, of those whose subscription stands
-            calm = trio.Event()
-            calm.set()
-
-            async def listen(number):
-                await trio.sleep(draw.uniform(0, 4))
-                want = draw.choice(WANTS)
-                how = draw.choice(["break", "aclose", "cancel", "slow"])
-                rows, got = draw.randrange(1, 80), []
-                topics = [f"{want[0]}:{symbol}" for symbol in want[1:]] or [want[0]]
-                await calm.wait()
-                for topic in topics:
-                    listening[topic] = listening.get(topic, 0) + 1
-                if how == "break":
-                    async for row in bws.listen(*want):
-                        got.append(row)
-                        if len(got) == rows or not calm.is_set():
-                            break
-                elif how == "cancel":
-                    listener = bws.listen(*want)
-                    with trio.move_on_after(draw.uniform(0, 1.5)):
-                        async for row in listener:
-                            got.append(row)
-                else:
-                    with trio.move_on_after(draw.uniform(0, 3)):
-                        async with aclosing(bws.listen(*want)) as listener:
-                            async for row in listener:
-                                got.append(row)
-                                if how == "slow":
-                                    await trio.sleep(draw.uniform(0, 0.05))
-                                if len(got) == rows:
-                                    break
-                for topic in topics:
-                    listening[topic] -= 1
-                ends.append(how)
-                reference_checks.append((want, got))
-
-            async def watch():
-                """At some moments nobody comes or goes: then the exchange sees what is listened to, and no more."""
-                for _ in range(200):
-                    await trio.sleep(0.02)
-                    assert set(reference.topics().values()) <= {1}
-
-            reference_checks = []
+            agreed = 0
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(watch)
-                for number in range(200):
-                    nursery.start_soon(listen, number)
-                agreed = 0
-                while len(ends) < 200:
-                    with trio.move_on_after(0.1):
+                for _ in range(200):
+                    nursery.start_soon(listen, bws)
+                while len(found) < 200:  # again and again, the exchange sees what is listened to, and no more
+                    with trio.fail_after(5):
                         while set(reference.topics()) != wanted(listening):
                             await trio.sleep(0.001)
-                        agreed += 1
+                            assert set(reference.topics().values()) <= {1}
+                    agreed += 1
                     await trio.sleep(0.02)
+            await until(lambda: reference.topics() == bws._tables.subscriptions == {})
             assert agreed > 20
-            await until(lambda: reference.topics() == {})
-            assert bws._tables.subscriptions == {} and not any(bws._tables.backlogs.values())
-        for want, got in reference_checks:
+            assert not any(bws._tables.backlogs.values())
+        for want, _, got in found:
             reference.check(want[0], want[1:] or symbols, got)
-    assert len(ends) == 200 and len(set(ends)) == 4
-    assert sum(len(got) for _, got in reference_checks) > 2000
+    assert {how for _, how, _ in found} == {"break", "aclose", "cancel", "slow"}
+    assert sum(len(got) for _, _, got in found) > 2000
 
 
 def wanted(listening):

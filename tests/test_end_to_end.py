@@ -27,6 +27,7 @@ from bitmex_streams import (
 )
 from bitmex_streams.exchange import open_exchange
 from bitmex_streams.timestamps import to_iso
+from bitmex_streams.transport import TRANSPORTS
 from tests.servers import ScriptedExchange, open_sockets, serve_websocket, tardis_replay
 from tests.support import ProcessPass, RaiseAt, ThreadPass, TrioPass
 from tests.test_captures import CAPTURES, books_of, count
@@ -35,6 +36,7 @@ needs_captures = pytest.mark.skipif(
     not CAPTURES.is_dir(), reason="no captures: BITMEX_STREAMS_DATA says where they are"
 )
 TOPICS = ["orderBookL2", "quote", "trade"]
+over_each_transport = pytest.mark.parametrize("transport", TRANSPORTS)
 
 
 # --- the known books, by every way ---
@@ -85,7 +87,8 @@ async def test_replaying_a_recording_gives_the_known_books_and_counts(name, libr
 
 
 @needs_captures
-async def test_serving_it_over_a_websocket_gives_the_known_books_and_counts(expected, messages):
+@over_each_transport
+async def test_serving_it_over_a_websocket_gives_the_known_books_and_counts(transport, expected, messages):
     async def serve(request):
         websocket = await request.accept()
         await websocket.get_message()  # what is subscribed
@@ -95,26 +98,28 @@ async def test_serving_it_over_a_websocket_gives_the_known_books_and_counts(expe
 
     with trio.fail_after(60):
         async with serve_websocket(serve) as url:
-            counts, books = await run_capture(Connection(url, subscribe=TOPICS))
+            counts, books = await run_capture(Connection(url, subscribe=TOPICS, transport=transport))
     assert books == expected["books"]
     assert counts == expected["messages"]
 
 
 @needs_captures
-async def test_a_server_like_tardis_machines_gives_the_known_books_and_counts(expected, messages):
+@over_each_transport
+async def test_a_server_like_tardis_machines_gives_the_known_books_and_counts(transport, expected, messages):
     with trio.fail_after(60):
         async with serve_websocket(partial(tardis_replay, messages)) as url:
-            counts, books = await run_capture(Connection(url, subscribe=TOPICS))
+            counts, books = await run_capture(Connection(url, subscribe=TOPICS, transport=transport))
     assert books == expected["books"]
     assert counts == expected["messages"]
 
 
-async def test_a_recording_of_a_live_run_replays_to_the_same_updates(tmp_path):
+@over_each_transport
+async def test_a_recording_of_a_live_run_replays_to_the_same_updates(transport, tmp_path):
     """All stages, live and recorded: the same items, but for where they come from."""
     raw, live = [], []
     with trio.fail_after(30):
         async with open_exchange(rate=2000, seed=5) as exchange:
-            connection = Connection(exchange.url, subscribe=["orderBookL2", "trade:XBTUSD"])
+            connection = Connection(exchange.url, subscribe=["orderBookL2", "trade:XBTUSD"], transport=transport)
             sections = Decoder(), TableApplier(), OrderBookMerger(), SymbolFilter("XBTUSD", "SOLUSDT"), Throttle(0.05)
             async with Pipeline.create(connection, *sections) as pipeline, trio.open_nursery() as nursery:
 
@@ -145,11 +150,12 @@ async def test_a_recording_of_a_live_run_replays_to_the_same_updates(tmp_path):
     assert comparable(replayed[:40]) == comparable(live[:40])
 
 
-async def test_our_books_are_the_exchanges_at_a_quiet_moment():
+@over_each_transport
+async def test_our_books_are_the_exchanges_at_a_quiet_moment(transport):
     with trio.fail_after(30):
         async with open_exchange(rate=3000) as exchange:
             books = OrderBookMerger()
-            connection = Connection(exchange.url, subscribe=["orderBookL2"])
+            connection = Connection(exchange.url, subscribe=["orderBookL2"], transport=transport)
             async with Pipeline.create(connection, Decoder(), TableApplier(), books) as pipeline:
                 pipeline.start()
                 for symbol in exchange.markets:
@@ -256,7 +262,8 @@ ENDS = {
 
 @pytest.mark.parametrize("way", ENDS)
 @pytest.mark.parametrize("foreign", [None, TrioPass, ThreadPass, ProcessPass])
-async def test_nothing_is_left_however_a_pipeline_ends(way, foreign):
+@over_each_transport
+async def test_nothing_is_left_however_a_pipeline_ends(way, foreign, transport):
     body, error = ENDS[way]
     exchange = ScriptedExchange()
     row = {"symbol": "XBTUSD", "id": 1, "side": "Buy", "size": 1, "price": 1.0}
@@ -280,7 +287,7 @@ async def test_nothing_is_left_however_a_pipeline_ends(way, foreign):
             nursery.start_soon(chatter)
             listening = open_sockets()
             tasks = trio.lowlevel.current_statistics().tasks_living
-            connection = Connection(url, subscribe=["orderBookL2:XBTUSD"])
+            connection = Connection(url, subscribe=["orderBookL2:XBTUSD"], transport=transport)
             first = Merge(connection) if way == "the body ends with a tap just read" else connection
             sections = [Decoder(), *([foreign()] if foreign else [])]
             if way == "a section fails":

@@ -63,6 +63,14 @@ def test_three_taps_hear_all_three_stages():
     assert all(re.fullmatch(kinds[line.split()[0]], line) for line in lines)
 
 
+def test_the_classic_client_listens_to_two_tables_at_once():
+    lines = run("classic.py", "--seconds", "3")
+    kinds = r"\w+  (Buy |Sell) +\d+ @ [\d.]+", r"\w+  mark price [\d.]+"
+    assert all(any(re.fullmatch(kind, line) for kind in kinds) for line in lines[:-1])
+    assert {line.split()[1] for line in lines[:-1]} >= {"mark"}
+    assert lines[-1] == "tables in the storage: instrument, trade"
+
+
 @pytest.mark.parametrize("path", sorted(EXAMPLES.glob("*.py")), ids=lambda path: path.name)
 def test_every_example_is_short_and_tested_here(path):
     source = path.read_text()

@@ -47,6 +47,30 @@ def protocol():
     return ClientProtocol()
 
 
+def test_an_error_that_names_nothing_is_about_the_first_topic_that_is_not_answered_yet(protocol):
+    protocol.subscribe(["trade:A", "trade:NONE", "trade:B"])
+    protocol.commands()
+    acknowledge(protocol, "subscribe", "trade:A")
+    answers = refuse(protocol, "Unknown or expired symbol.", "trade:A", "trade:NONE", "trade:B")
+    assert [answer.topic for answer in answers] == ["trade:NONE"]
+    acknowledge(protocol, "subscribe", "trade:B")
+    assert protocol.subscriptions == {"trade:A", "trade:B"} and protocol.refusal("trade:B") is None
+
+
+def test_an_error_about_the_client_is_about_every_topic_of_the_command(protocol):
+    protocol.subscribe(["trade:A", "trade:B"])
+    protocol.commands()
+    assert len(refuse(protocol, "Rate limit exceeded.", "trade:A", "trade:B", status=429)) == 2
+
+
+def test_a_topic_that_is_acknowledged_after_all_is_not_refused(protocol):
+    protocol.subscribe(["trade"])
+    protocol.commands()
+    refuse(protocol, "Unknown table", "trade")
+    acknowledge(protocol, "subscribe", "trade")
+    assert protocol.refusal("trade") is None and protocol.subscriptions == {"trade"}
+
+
 # --- signing in ---
 
 SIGN_IN = '{"op":"authKeyExpires","args":["key",1,"signature"]}'

@@ -23,8 +23,9 @@ SWITCH = b"HTTP/1.1 101 Switching Protocols\r\n"
 
 
 @pytest.fixture(params=TRANSPORTS)
-def make(request):
-    """What makes a transport."""
+def make(request, monkeypatch):
+    """What makes a transport; it goes through no proxy that the environment of the tests may name."""
+    monkeypatch.setenv("no_proxy", "*")
     return TRANSPORTS[request.param]
 
 

@@ -162,9 +162,10 @@ class Account:
 
         ``size``: contracts. ``client_order_id``: unique among the open orders. ``time_in_force``: whether what is not
         filled at once rests, or is canceled (all of a FillOrKill that cannot be filled at once in whole). A
-        ``post_only`` order that would take is canceled. A ``reduce_only`` order never opens: it is no larger than the
-        position, follows it when that gets smaller, and is canceled without one. What a market order finds no match
-        for is canceled.
+        ``post_only`` order that would take is canceled. A ``reduce_only`` order is no larger than the position, gives
+        way when that gets smaller, and is canceled without one; but only from one event of the market to the next: an
+        order of another that sweeps through it and through what else the account offers at once fills them all. What a
+        market order finds no match for is canceled.
 
         Raises OrderRefused for an order that makes no sense, and where the available balance does not suffice.
         """

@@ -144,6 +144,7 @@ def test_both_sides_of_a_trade_hear_of_it():
         for row, price, cost, fee in zip(rows, (64000, 64000.5), (312_500, 312_498), fees, strict=True):
             assert (row["execType"], row["side"], row["lastQty"], row["lastPx"]) == ("Trade", side, 200, price)
             assert (row["lastLiquidityInd"], row["commission"]) == (role, rate)
+            assert row["tradePublishIndicator"] == ("PublishTrade" if side == "Buy" else "DoNotPublishTrade")
             assert (row["execCost"], row["execComm"]) == (-sign * cost, fee)
             assert (row["homeNotional"], row["foreignNotional"]) == (sign * cost / 1e8, -sign * 200)
     assert [(row["ordStatus"], row["leavesQty"], row["cumQty"]) for row in taken] == [
@@ -253,6 +254,18 @@ def test_a_post_only_order_that_would_take_is_canceled():
     row = account.amend(row["orderID"], price=64000)
     assert row["ordStatus"] == "Canceled" and "ParticipateDoNotInitiate" in row["text"]
     assert exchange.markets["XBTUSD"].book == ([], [(64000, 100)])
+
+
+def test_what_has_not_changed_is_not_published():
+    exchange = open_simulation()
+    account = exchange.open_account()
+    exchange.markets["XBTUSD"].submit("Sell", 100, 64000)
+    account.submit("XBTUSD", "Buy", 100, 60000)
+    reader = Reader(exchange, account, "order", "execution", "position", "margin")
+    exchange.advance(1)
+    reader.take()
+    account.submit("XBTUSD", "Buy", 100, 64000, post_only=True)
+    assert shapes(reader.take()) == [("order", "insert", 1), ("order", "update", 1), ("execution", "insert", 2)]
 
 
 def test_what_is_immediate_never_rests():
@@ -422,6 +435,30 @@ def test_an_order_binds_what_it_would_cost_and_not_what_its_limit_says():
     assert account.submit("XBTUSD", "Buy", 50_000, 900_000)["ordStatus"] == "Filled"
 
 
+def test_only_what_an_order_binds_besides_the_others_must_be_there():
+    account = open_simulation().open_account({"XBt": 1_000_000})
+    id = account.submit("XBTUSD", "Buy", 30_000, 64000)["orderID"]  # 46875000 * 1.15 % = 539062.5
+    with pytest.raises(OrderRefused, match="Available Balance, 539062 XBt required"):
+        account.submit("XBTUSD", "Buy", 30_000, 64000)
+    assert account.amend(id, size=50_000)["orderQty"] == 50_000  # 898437.5, in the place of the other
+    assert account.margins["XBt"]["initMargin"] == 898_438
+    with pytest.raises(OrderRefused, match="Available Balance, 179687 XBt required"):
+        account.amend(id, size=60_000)
+
+
+def test_the_orders_that_would_be_filled_first_are_those_that_close():
+    exchange = open_simulation()
+    account = exchange.open_account()
+    exchange.markets["XBTUSD"].submit("Buy", 100, 64000)
+    account.submit("XBTUSD", "Sell", 100)
+    for price in (60000, 63000):
+        account.submit("XBTUSD", "Buy", 100, price)
+    # The one at 63000 closes; 10**10 / 60000 = 166667, and 1.15 % of it are 1916.67.
+    assert account.positions["XBTUSD"]["initMargin"] == 1917
+    account.submit("XBTUSD", "Buy", 100, 59000, reduce_only=True)
+    assert account.positions["XBTUSD"]["initMargin"] == 1917
+
+
 def test_what_closes_a_position_binds_nothing_and_the_dearer_side_binds():
     exchange = open_simulation()
     account = exchange.open_account({"XBt": 12_000_000})
@@ -458,6 +495,8 @@ def test_a_position_follows_its_fills_and_the_mark_price():
         "currentQty": 300, "currentCost": -468_750, "unrealisedCost": -468_750, "currentComm": 352
     }  # fmt: skip
     assert (position["realisedPnl"], position["avgEntryPrice"], position["isOpen"]) == (-352, 64000, True)
+    # Who is long owns bitcoins (of 468750 satoshi at the mark price, too), and owes dollars.
+    assert (position["homeNotional"], position["foreignNotional"]) == (0.0046875, -300)
     market.submit("Buy", 100, 60000)
     market.submit("Sell", 100, 60002)
     exchange.advance(85)
@@ -525,6 +564,17 @@ def test_money_comes_and_goes():
         for currency, amount in (("DOGE", 5), ("XBt", 0), ("XBt", -5), ("XBt", 1.5), ("XBt", True)):
             with pytest.raises(ValueError, match=r"(currency|amount) is "):
                 call(currency, amount)
+
+
+def test_a_profit_on_paper_can_be_traded_with_and_not_withdrawn():
+    exchange = open_simulation(("XBTUSDT",))
+    account = exchange.open_account({"USDt": 10_000_000})
+    exchange.markets["XBTUSDT"].submit("Sell", 1000, 60000)
+    account.submit("XBTUSDT", "Buy", 1000)  # 60 USDT for what is worth 64
+    margin, position = account.margins["USDt"], account.positions["XBTUSDT"]
+    assert position["unrealisedPnl"] > 3_990_000 and margin["walletBalance"] == 10_000_000 - 45_000
+    assert margin["availableMargin"] == margin["marginBalance"] - 690_000
+    assert margin["withdrawableMargin"] == margin["walletBalance"] - 690_000
 
 
 def test_who_has_no_money_in_a_currency_cannot_trade_in_it():

@@ -1,14 +1,14 @@
 """The demo account: what its trader does in the markets, and that clients see it as any account's."""
 
+import json
 from collections import Counter
-from datetime import datetime
 
 import pytest
 import trio
 
 from bitmex_streams import Connection, Decoder, Fills, Margin, Orders, Pipeline, Positions, TableApplier
-from bitmex_streams.exchange import Simulation
-from bitmex_streams.exchange.demo import BEHIND, DEMO_API_KEY, DEMO_API_SECRET, MAX_LOTS, open_demo_account
+from bitmex_streams.exchange import Session, Simulation
+from bitmex_streams.exchange.demo import BEHIND, DEMO_API_KEY, DEMO_API_SECRET, MAX_LOTS, DemoTrader, open_demo_account
 
 from .clients import paused
 
@@ -68,16 +68,23 @@ def test_it_never_trades_with_itself():
 
 
 def test_its_orders_are_part_of_the_market():
-    exchange = simulation(["XBTUSD"], rate=0, levels=10)
+    exchange, sent = simulation(["XBTUSD"], rate=0, levels=10), []
+    Session(exchange.feed, exchange.tables, sent.append).subscribe(["trade:XBTUSD"], None)
     bids, asks = exchange.markets["XBTUSD"].book
     account = open_demo_account(exchange)
-    orders, after = quotes(account), exchange.markets["XBTUSD"].book
-    for name, before, now in (("XBTUSD-bid", bids, after.bids), ("XBTUSD-ask", asks, after.asks)):
-        order = orders[name]
-        assert dict(now)[order["price"]] == dict(before).get(order["price"], 0) + order["leavesQty"]
-    taken = [row["trdMatchID"] for row in account.executions if row["execType"] == "Trade"]
-    published = [row["trdMatchID"] for row in exchange.tables.markets["XBTUSD"].trades]
-    assert taken and published[-len(taken):] == taken
+    trades = [row for row in account.executions if row["execType"] == "Trade"]
+    expected = dict(bids) | dict(asks)
+    for trade in trades:
+        expected[trade["lastPx"]] -= trade["lastQty"]
+    for order in account.orders.values():
+        expected[order["price"]] = expected.get(order["price"], 0) + order["leavesQty"]
+    after = exchange.markets["XBTUSD"].book
+    assert dict(after.bids) | dict(after.asks) == {price: size for price, size in expected.items() if size}
+    inserts = [message for message in map(json.loads, sent) if message.get("action") == "insert"]
+    published = [row for message in inserts for row in message["data"]]
+    assert [(row["trdMatchID"], row["size"]) for row in published] == [
+        (row["trdMatchID"], row["lastQty"]) for row in trades
+    ] != []
 
 
 def test_the_same_seed_gives_the_same_executions_however_time_is_cut():
@@ -104,23 +111,15 @@ def test_it_pays_in_when_half_of_its_money_is_gone():
     assert len(account.transacts) == len(kinds)
 
 
-def test_an_order_that_is_refused_for_want_of_balance_ends_nothing():
+def test_an_order_that_is_refused_for_want_of_balance_is_sent_when_there_is_more():
     exchange = simulation(["XBTUSD"])
-    account = open_demo_account(exchange)
-    exchange.advance(1)
-    account.cancel_all()
-    market = exchange.markets["XBTUSD"]
-    others = exchange.open_account()
-    row = account.margins["XBt"]
-    size = int(row["availableMargin"] * 64 * 10 // 1000) * 100  # what binds nearly all of it
-    account.submit("XBTUSD", "Buy", size, market.instrument.price(market.engine.best_bid - 5000))
-    assert account.margins["XBt"]["availableMargin"] < row["availableMargin"] * 0.2
-    executed = len(account.executions)
-    exchange.advance(5)
-    account.cancel_all()
-    exchange.advance(30)
-    assert len(account.executions) > executed
-    assert not others.executions
+    account = exchange.open_account({"XBt": 1000})
+    DemoTrader(exchange, account)
+    exchange.advance(60)
+    assert not account.executions
+    account.deposit("XBt", 1_000_000)
+    exchange.advance(10)
+    assert {row["clOrdID"] for row in account.executions} >= {"XBTUSD-bid", "XBTUSD-ask"}
 
 
 def test_a_book_without_orders_is_waited_for():
@@ -152,7 +151,6 @@ def test_an_exchange_has_one_demo_account():
 async def test_clients_see_it_with_the_demo_key():
     orders, fills, positions, margin = Orders(), Fills(), Positions(), Margin()
     async with paused(symbols=SYMBOLS, rate=50) as exchange:
-        assert isinstance(exchange.now, int) and datetime.fromtimestamp(exchange.now / 1e9)
         account = open_demo_account(exchange)
         connection = Connection(
             exchange.url,
@@ -161,22 +159,18 @@ async def test_clients_see_it_with_the_demo_key():
             api_secret=DEMO_API_SECRET,
         )
         sections = Decoder(), TableApplier(), orders, fills, positions, margin
-        async with Pipeline.create(connection, *sections) as pipeline:
-            pipeline.start()
+        async with Pipeline.create(connection, *sections) as pipeline, pipeline.tap() as items:
             await connection.subscribe("order")
             for _ in range(60):
                 exchange.advance(1)
                 await exchange.settled()
+            trades = [row["execID"] for row in account.executions if row["execType"] == "Trade"]
             with trio.fail_after(20):
-                trades = [row["execID"] for row in account.executions if row["execType"] == "Trade"]
-                while [fill.exec_id for fill in fills.recent][-1:] != trades[-1:] or set(orders) != set(account.orders):
-                    await trio.sleep(0.01)
-                while margin["XBt"].row["timestamp"] != account.margins["XBt"]["timestamp"]:
-                    await trio.sleep(0.01)
-            assert [fill.exec_id for fill in fills.recent] == trades
-            assert {key: order.row["leavesQty"] for key, order in orders.open.items()} == {
-                key: row["leavesQty"] for key, row in account.orders.items()
-            }
+                async for _ in items:
+                    known = [fill.exec_id for fill in fills.recent]
+                    if known == trades and margin["XBt"].row == account.margins["XBt"]:
+                        break
+            left = {key: row["leavesQty"] for key, row in account.orders.items()}
+            assert {key: order.leaves for key, order in orders.open.items()} == left
             for symbol, row in account.positions.items():
                 assert (positions[symbol].size, positions[symbol].realized) == (row["currentQty"], row["realisedPnl"])
-            assert margin["XBt"].wallet_balance == account.margins["XBt"]["walletBalance"]

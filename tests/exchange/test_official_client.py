@@ -86,9 +86,9 @@ async def test_the_official_client_gets_its_partials_and_keeps_the_exchanges_boo
                 market.submit("Sell", 700)
                 state = await client.state_with(market.book)
                 trade, row = exchange.tables.rows("trade", "XBTUSD")[0], exchange.tables.rows("instrument", "XBTUSD")[0]
-                while state["instrument"]["timestamp"] != row["timestamp"] or state["trades"][-1] != trade:
-                    state = await client.state()
-                assert {name: state["instrument"].get(name) for name in row} == row
+                with trio.fail_after(20):
+                    while {name: state["instrument"].get(name) for name in row} != row or state["trades"][-1] != trade:
+                        state = await client.state()
                 assert state["ticker"]["last"] == round(float(trade["price"]), 0)
             finally:
                 process.kill()

@@ -234,6 +234,26 @@ async def test_an_account_trades_while_the_exchange_runs():
         assert {row["trdMatchID"] for row in fills} <= trades
 
 
+async def test_what_follows_from_a_fill_happens_with_it():
+    async with paused(rate=2000, speed=500, symbols=("XBTUSD",)) as exchange:
+        account, market = exchange.open_account(), exchange.markets["XBTUSD"]
+        account.submit("XBTUSD", "Buy", 1000)
+        account.submit("XBTUSD", "Sell", 1000, 200_000, reduce_only=True)
+        market.submit("Sell", 10_000_000, 100_000)  # before which the market stops
+        price = market.instrument.price(market.engine.best_bid + 2000)
+        quote = account.submit("XBTUSD", "Sell", 1000, price)["orderID"]
+        heard = []
+        market.listeners.insert(0, lambda event: time.sleep(0.01 if event.order.side == "Buy" and event.fills else 0))
+        market.listeners.append(lambda event: heard.append(event.time))
+        while quote in account.orders:  # the last fill of it cancels what may only reduce
+            heard.clear()
+            market.submit("Buy", 100_000)
+        assert account.orders == {} and account.positions["XBTUSD"]["currentQty"] == 0
+        assert account.executions[-1]["execType"] == "Canceled"
+        assert account.executions[-1]["timestamp"] == account.executions[-2]["timestamp"]
+        assert heard == sorted(heard)
+
+
 async def test_no_time_passes_while_the_exchange_takes_an_order():
     async with paused(rate=2000, speed=500, symbols=("XBTUSD",)) as exchange:
         account, market = exchange.open_account(), exchange.markets["XBTUSD"]

@@ -1,0 +1,793 @@
+"""Connection: what happens when the connection is lost, and how it comes back.
+
+On a test clock, over in-memory streams; where the operating system has a part in it, over real sockets.
+"""
+
+import logging
+from functools import partial
+
+import pytest
+import trio
+import trio_websocket
+
+from bitmex_streams import (
+    AuthenticationError,
+    BookUpdate,
+    Connected,
+    Connection,
+    ConnectionClosed,
+    ConnectionFailed,
+    Decoder,
+    Disconnected,
+    OrderBookMerger,
+    Pipeline,
+    RawMessage,
+    Reconnect,
+    StateLost,
+    SubscriptionError,
+    TableApplier,
+    TableUpdate,
+)
+from bitmex_streams.coverage import CONNECTING
+from bitmex_streams.transport import WebsocketTransport
+from tests.servers import ScriptedExchange, in_memory, open_sockets, partial_of, serve_tcp, serve_websocket
+
+STEADY = Reconnect(jitter=0)
+SIGNED_IN = {"api_key": "aKeyOfAnAccount-1234567", "api_secret": "aSecretOfAnAccount-1234567"}
+
+
+async def eventually(condition):
+    with trio.fail_after(60):
+        while not condition():  # noqa: ASYNC110 - what happens at the server's end has no event here
+            await trio.sleep(0.01)
+
+
+class Taken(list):
+    """What a tap gave so far."""
+
+    def kinds(self):
+        return [type(item).__name__ for item in self]
+
+    def marks(self):
+        return [item for item in self if type(item) in (Connected, Disconnected, StateLost)]
+
+
+async def take_all(tap, taken):
+    async for item in tap:
+        taken.append(item)
+
+
+class running:
+    """A pipeline of a connection and ``sections`` whose end is read into a `Taken`."""
+
+    def __init__(self, connection, *sections):
+        self.sections = connection, *sections
+
+    async def __aenter__(self):
+        self.context = Pipeline.create(*self.sections)
+        self.pipeline = await self.context.__aenter__()
+        self.taken = Taken()
+        self.pipeline.nursery.start_soon(take_all, self.pipeline.tap(max_buffer_size=10_000), self.taken)
+        return self.taken
+
+    async def __aexit__(self, *exc):
+        return await self.context.__aexit__(*exc)
+
+
+def in_memory_steady(exchange, **options):
+    return in_memory(exchange, **{"reconnect": STEADY, **options})
+
+
+# --- coming back
+
+
+async def test_subscriptions_are_restored_after_a_reconnect(autojump_clock):
+    exchange = ScriptedExchange()
+    topics = [f"trade:S{number}" for number in range(45)]
+    async with in_memory_steady(exchange, subscribe=topics) as connection, running(connection) as taken:
+        await eventually(lambda: len(connection.subscriptions) == 45)
+        await connection.subscribe("quote")
+        exchange.commands.clear()
+        await connection._transport.drop()
+        await eventually(lambda: len(connection.subscriptions) == 46)
+        assert [len(args) for op, args in exchange.commands] == [20, 20, 6], "twenty a command"
+        assert {topic for _, args in exchange.commands for topic in args} == {*topics, "quote"}
+        assert [type(mark) for mark in taken.marks()] == [Connected, Disconnected, Connected]
+        assert taken.marks()[1].code == 1006
+
+
+async def test_the_waits_grow_and_start_over_once_it_has_stood_for_a_while(autojump_clock):
+    exchange = ScriptedExchange()
+    async with in_memory_steady(exchange) as connection, running(connection):
+        server = connection._transport
+        await connection.wait_connected()
+        server.failures.extend(ConnectionFailed("no answer") for _ in range(5))
+        await server.drop()
+        began = trio.current_time()
+        await trio.sleep(0.5)
+        await connection.wait_connected()
+        waits = [b - a for a, b in zip([began, *server.attempts[1:]], server.attempts[1:], strict=False)]
+        assert waits == pytest.approx([1, 2, 4, 8, 16, 30], abs=0.1)
+        await trio.sleep(60)
+        await server.drop()
+        began = trio.current_time()
+        await trio.sleep(0.5)
+        await connection.wait_connected()
+        assert trio.current_time() - began == pytest.approx(1, abs=0.1)
+
+
+async def test_a_server_that_says_when_to_come_back_is_obeyed(autojump_clock):
+    exchange = ScriptedExchange()
+    async with in_memory_steady(exchange) as connection, running(connection):
+        server = connection._transport
+        await connection.wait_connected()
+        server.failures.append(ConnectionFailed("too many requests", status=429, retry_after=77))
+        await server.drop()
+        await trio.sleep(0.5)
+        await connection.wait_connected()
+        assert server.attempts[2] - server.attempts[1] == pytest.approx(77, abs=0.1)
+
+
+@pytest.mark.parametrize("words", [b"120", b"not a number"])
+async def test_retry_after_is_read_from_the_refusal(words):
+    async def refuse(stream):
+        await stream.receive_some()
+        await stream.send_all(b"HTTP/1.1 429 Too Many\r\nretry-AFTER: " + words + b"\r\nContent-Length: 0\r\n\r\n")
+
+    async with serve_tcp(refuse) as port:
+        with pytest.raises(ConnectionFailed) as error:
+            async with Pipeline.create(Connection(f"ws://127.0.0.1:{port}/realtime", reconnect=None)) as pipeline:
+                pipeline.start()
+                await trio.sleep_forever()
+    assert error.value.status == 429 and not error.value.final
+    assert error.value.retry_after == (120 if words == b"120" else None)
+
+
+async def test_a_refusal_whose_status_cannot_be_read_is_tried_again():
+    exchange, refusals = ScriptedExchange(), []
+
+    async def handle(stream):
+        refusals.append(stream)
+        await stream.receive_some()
+        await stream.send_all(b"no web here\r\n\r\n")  # and never closes
+        await trio.sleep_forever()
+
+    async with serve_tcp(handle) as port:
+        connection = Connection(
+            f"ws://127.0.0.1:{port}/realtime", reconnect=Reconnect(initial=0.01, attempts=2), connect_timeout=60
+        )
+        with trio.fail_after(20), pytest.raises(ConnectionFailed, match="no web here"):
+            async with Pipeline.create(connection) as pipeline:
+                pipeline.start()
+                await trio.sleep_forever()
+    assert len(refusals) == 3 and not exchange.clients
+
+
+@pytest.mark.parametrize("status", [401, 403, 404])
+async def test_a_refusal_that_will_not_change_is_final(status):
+    async def refuse(request):
+        refused.append(status)
+        await request.reject(status, body=b"no")
+
+    refused = []
+    async with serve_websocket(refuse) as url:
+        with trio.fail_after(5), pytest.raises(ConnectionFailed) as error:
+            async with Pipeline.create(Connection(url)) as pipeline:
+                pipeline.start()
+                await trio.sleep_forever()
+    assert error.value.status == status and refused == [status]
+
+
+@pytest.mark.parametrize("status", [500, 502, 503, 429])
+async def test_a_server_in_trouble_is_tried_again(status):
+    exchange, refused = ScriptedExchange(), []
+
+    async def refuse_twice(request):
+        if len(refused) < 2:
+            refused.append(status)
+            await request.reject(status, body=b"later")
+        else:
+            await exchange(request)
+
+    async with serve_websocket(refuse_twice) as url:
+        connection = Connection(url, reconnect=Reconnect(initial=0.01))
+        async with Pipeline.create(connection) as pipeline:
+            pipeline.start()
+            with trio.fail_after(5):
+                await connection.wait_connected()
+    assert len(refused) == 2
+
+
+async def test_where_nothing_listens_it_is_tried_again_until_something_does():
+    exchange = ScriptedExchange()
+    async with serve_tcp(lambda stream: stream.aclose()) as port:
+        pass
+    connection = Connection(f"ws://127.0.0.1:{port}/realtime", reconnect=Reconnect(initial=0.05, factor=1))
+    async with Pipeline.create(connection) as pipeline, trio.open_nursery() as nursery:
+        pipeline.start()
+        await trio.sleep(0.2)
+        assert not connection.connected
+
+        async def handle(request):
+            await exchange(request)
+
+        nursery.start_soon(partial(trio_websocket.serve_websocket, handle, "127.0.0.1", port, None))
+        with trio.fail_after(10):
+            await connection.wait_connected()
+        nursery.cancel_scope.cancel()
+
+
+async def test_the_last_of_so_many_attempts_ends_the_stream(autojump_clock):
+    exchange = ScriptedExchange()
+    with pytest.raises(ConnectionFailed, match="the third"):
+        async with in_memory_steady(exchange, reconnect=Reconnect(attempts=2)) as connection:
+            connection._transport.failures.extend(map(ConnectionFailed, ("the first", "the second", "the third")))
+            async with running(connection):
+                await trio.sleep_forever()
+
+
+async def test_a_clean_close_is_no_reason_to_stay_away_from_a_server_that_answers(autojump_clock):
+    exchange = ScriptedExchange()
+    async with in_memory_steady(exchange, subscribe=["trade"]) as connection, running(connection) as taken:
+        await eventually(lambda: connection.subscriptions)
+        await exchange.clients[0].aclose(1000, "maintenance")
+        await eventually(lambda: len(taken.marks()) == 3)
+        assert [mark.code for mark in taken.marks() if type(mark) is Disconnected] == [1000]
+
+
+async def test_a_clean_close_of_a_server_that_played_all_it_had_is_the_end():
+    async def replay(request):
+        ws = await request.accept()
+        await ws.send_message('{"table":"trade","action":"insert","data":[]}')
+        await ws.aclose(1000, "WS replay finished")
+
+    async with serve_websocket(replay) as url, running(Connection(url, subscribe=["trade"])) as taken:
+        await eventually(lambda: len(taken) == 3)
+    assert taken.kinds() == ["Connected", "RawMessage", "Disconnected"]
+
+
+@pytest.mark.parametrize("code", [1000, 1001, 1006, 1012])
+async def test_without_reconnecting_a_clean_close_ends_the_stream_and_any_other_raises(code, autojump_clock):
+    exchange = ScriptedExchange()
+    async with in_memory(exchange, subscribe=["trade"]) as connection:
+
+        async def run():
+            async with Pipeline.create(connection) as pipeline, pipeline.tap() as tap:
+                async for item in tap:
+                    if type(item) is RawMessage and "partial" in item.data:
+                        if code == 1006:
+                            await connection._transport.drop()
+                        else:
+                            await exchange.clients[0].aclose(code, "bye")
+
+        if code == 1000:
+            await run()
+        else:
+            with pytest.raises(ConnectionClosed) as error:
+                await run()
+            assert error.value.code == code
+
+
+# --- subscriptions, signing in, the switch
+
+
+async def test_a_topic_unsubscribed_while_disconnected_stays_away(autojump_clock):
+    exchange = ScriptedExchange()
+    async with in_memory_steady(exchange, subscribe=["trade", "quote"]) as connection, running(connection):
+        await eventually(lambda: len(connection.subscriptions) == 2)
+        exchange.commands.clear()
+        await connection._transport.drop()
+        await eventually(lambda: not connection.connected)
+        connection.unsubscribe_soon("quote")
+        await eventually(lambda: connection.subscriptions)
+        await trio.sleep(5)
+        assert connection.subscriptions == {"trade"} and exchange.commands == [("subscribe", ["trade"])]
+
+
+async def test_a_topic_subscribed_while_disconnected_is_there_afterwards(autojump_clock):
+    exchange = ScriptedExchange()
+    async with in_memory_steady(exchange, subscribe=["trade"]) as connection, running(connection):
+        await eventually(lambda: connection.subscriptions)
+        connection._transport.failures.extend(ConnectionFailed("not yet") for _ in range(4))
+        await connection._transport.drop()
+        await eventually(lambda: not connection.connected)
+        began = trio.current_time()
+        await connection.subscribe("quote")
+        assert trio.current_time() - began > connection.subscribe_timeout, "it waits for the connection"
+        assert connection.subscriptions == {"trade", "quote"}
+
+
+async def test_subscribing_twice_and_giving_up_in_flight_race_neither(autojump_clock):
+    exchange = ScriptedExchange()
+    async with in_memory_steady(exchange) as connection, running(connection), trio.open_nursery() as nursery:
+        await connection.wait_connected()
+        for _ in range(3):
+            nursery.start_soon(connection.subscribe, "trade")
+        nursery.start_soon(connection.subscribe, "quote")
+        await trio.lowlevel.checkpoint()
+        connection.unsubscribe_soon("quote")
+        await connection._transport.drop()
+        await trio.sleep(10)
+        assert connection.subscriptions == exchange.held == {"trade"}
+
+
+async def test_a_topic_refused_on_reconnect_is_retried_and_then_reported(autojump_clock, caplog):
+    exchange = ScriptedExchange()
+    async with in_memory_steady(exchange, subscribe=["trade", "orderBookL2:XBTH24"]) as connection:
+        async with running(connection) as taken:
+            await eventually(lambda: len(connection.subscriptions) == 2)
+            exchange.refuse["orderBookL2:XBTH24"] = 400, "Unknown or expired symbol."
+            exchange.commands.clear()
+            await connection._transport.drop()
+            await trio.sleep(60)
+            asked = [args for op, args in exchange.commands if "orderBookL2:XBTH24" in args]
+            assert len(asked) == 4, "with the others, and three times more"
+            (mark,) = [item for item in taken if type(item) is StateLost]
+            assert mark.topic == "orderBookL2:XBTH24" and "Unknown or expired symbol" in mark.reason
+            assert connection.subscriptions == {"trade"} and connection.connected
+    assert "is given up" in caplog.text
+
+
+async def test_a_topic_that_is_refused_for_a_moment_only_comes_back(autojump_clock):
+    exchange = ScriptedExchange()
+    async with in_memory_steady(exchange, subscribe=["trade"]) as connection, running(connection) as taken:
+        await eventually(lambda: connection.subscriptions)
+        exchange.refuse["trade"] = 503, "The system is currently overloaded."
+        await connection._transport.drop()
+        await trio.sleep(3.5)
+        del exchange.refuse["trade"]
+        await trio.sleep(10)
+        assert connection.subscriptions == {"trade"}
+        assert not [item for item in taken if type(item) is StateLost]
+
+
+async def test_a_topic_refused_at_the_start_is_final(autojump_clock):
+    exchange = ScriptedExchange()
+    exchange.refuse["nonsense"] = 400, "Unknown table: nonsense"
+    with pytest.raises(SubscriptionError, match="Unknown table"):
+        async with in_memory_steady(exchange, subscribe=["trade", "nonsense"]) as connection, running(connection):
+            await trio.sleep_forever()
+
+
+async def test_each_handshake_is_signed_anew_and_before_private_topics(autojump_clock):
+    exchange = ScriptedExchange()
+    async with in_memory_steady(exchange, subscribe=["order"], **SIGNED_IN) as connection, running(connection):
+        await eventually(lambda: connection.subscriptions)
+        await connection._transport.drop()
+        await trio.sleep(5)
+        assert connection.subscriptions == {"order"}
+    signed = [dict(headers)[b"api-signature"] for headers in exchange.headers]
+    assert len(signed) == 2 and signed[0] != signed[1]
+
+
+async def test_a_key_that_is_refused_on_reconnect_is_final(autojump_clock):
+    exchange = ScriptedExchange()
+    with pytest.raises(AuthenticationError):
+        async with in_memory_steady(exchange, **SIGNED_IN) as connection, running(connection):
+            await connection.wait_connected()
+            connection._transport.failures.append(
+                ConnectionFailed("refused with HTTP status 401: Invalid API Key.", status=401)
+            )
+            await connection._transport.drop()
+            await trio.sleep_forever()
+
+
+async def test_the_dead_mans_switch_is_armed_again_at_once(autojump_clock):
+    exchange = ScriptedExchange()
+    async with in_memory_steady(exchange, dead_mans_switch=True, **SIGNED_IN) as connection, running(connection):
+        await trio.sleep(7)
+        await connection._transport.drop()
+        await trio.sleep(20)
+        began = exchange.switched[0][0]
+        assert [round(at - began) for at, _ in exchange.switched] == [0, 8, 23]
+
+
+# --- disconnects at bad moments
+
+
+async def test_ten_disconnects_in_a_row(autojump_clock):
+    exchange = ScriptedExchange()
+    async with in_memory_steady(exchange, subscribe=["trade"]) as connection, running(connection) as taken:
+        for number in range(10):
+            await eventually(lambda: connection.subscriptions)
+            await exchange.send({"table": "trade", "action": "insert", "data": [{"number": number}]})
+            await connection._transport.drop()
+            await eventually(lambda: not connection.connected)
+        await eventually(lambda: connection.subscriptions)
+        assert [type(mark) for mark in taken.marks()] == [Connected, *[Disconnected, Connected] * 10]
+        assert connection.stats.connections == 11 and connection.stats.reconnects == 10
+        inserts = [item.data for item in taken if type(item) is RawMessage and '"number"' in item.data]
+        assert len(inserts) == 10, "what came before the end was delivered"
+
+
+async def test_disconnect_during_the_handshake():
+    exchange, halves = ScriptedExchange(), []
+
+    async def handle(stream):
+        if len(halves) < 3:
+            halves.append(await stream.receive_some())
+            if len(halves) > 1:
+                await stream.send_all(b"HTTP/1.1 101 Switch" if len(halves) == 2 else b"HTTP/1.1 101 Switching\r\n\r\n")
+            await stream.aclose()
+            return
+        async with trio.open_nursery() as nursery:
+            await exchange(await trio_websocket.wrap_server_stream(nursery, stream))
+
+    async with serve_tcp(handle) as port:
+        connection = Connection(f"ws://127.0.0.1:{port}/realtime", reconnect=Reconnect(initial=0.01))
+        async with Pipeline.create(connection) as pipeline:
+            pipeline.start()
+            with trio.fail_after(10):
+                await connection.wait_connected()
+    assert len(halves) == 3
+
+
+async def test_disconnect_during_a_partial(autojump_clock):
+    exchange = ScriptedExchange()
+    rows = [{"symbol": "XBTUSD", "id": number, "side": "Buy", "size": 1, "price": number} for number in range(1, 2000)]
+    whole = partial_of("orderBookL2:XBTUSD", rows)
+    merger = OrderBookMerger()
+    async with in_memory_steady(exchange) as connection, running(connection, Decoder(), merger) as taken:
+        await connection.wait_connected()
+        half = {**whole, "data": rows[:1000]}
+        wire = connection._transport.streams[-1]
+        exchange.partials["orderBookL2:XBTUSD"] = whole
+        text = str(half).encode()
+        # the first half of a frame of 126 bytes or more, and then nothing
+        await wire.send_all(b"\x81\x7e" + len(text[:60000]).to_bytes(2, "big") + text[:30000])
+        await trio.sleep(0.1)
+        await wire.aclose()
+        await trio.sleep(3)
+        await connection.subscribe("orderBookL2:XBTUSD")
+        await eventually(lambda: taken)
+        assert [len(update.book.bids) for update in taken if type(update) is BookUpdate] == [1999]
+        assert not merger.books["XBTUSD"].stale
+
+
+async def unanswered(ws, command):
+    await trio.lowlevel.checkpoint()
+
+
+async def test_disconnect_during_subscribe(autojump_clock):
+    exchange = ScriptedExchange()
+    async with in_memory_steady(exchange) as connection, running(connection), trio.open_nursery() as nursery:
+        await connection.wait_connected()
+        answer, exchange.answer = exchange.answer, unanswered
+        nursery.start_soon(connection.subscribe, "trade")
+        await trio.sleep(1)
+        exchange.answer = answer
+        await connection._transport.drop()
+        await trio.sleep(5)
+        assert connection.subscriptions == {"trade"}
+
+
+async def test_disconnect_during_close():
+    async def handle(stream):
+        async with trio.open_nursery() as nursery:
+            request = await trio_websocket.wrap_server_stream(nursery, stream)
+            ws = await request.accept()
+            with pytest.raises(trio_websocket.ConnectionClosed):
+                await ws.get_message()
+            await trio.aclose_forcefully(stream)
+            nursery.cancel_scope.cancel()
+
+    before = open_sockets()
+    async with serve_tcp(handle) as port:
+        connection = Connection(f"ws://127.0.0.1:{port}/realtime")
+        with trio.fail_after(5):
+            async with Pipeline.create(connection) as pipeline:
+                pipeline.start()
+                await connection.wait_connected()
+    assert open_sockets() == before
+
+
+# --- the heartbeat
+
+
+async def silent(request):
+    await request.accept()
+    await trio.sleep_forever()
+
+
+async def test_a_silent_server_is_pinged_and_one_that_answers_stays(autojump_clock):
+    exchange, pings = ScriptedExchange(), []
+    async with in_memory_steady(exchange) as connection, running(connection) as taken:
+        await connection.wait_connected()
+        connection._session.link.transport.ping = counted(connection._session.link.transport.ping, pings)
+        await trio.sleep(600)
+        assert len(pings) == pytest.approx(120, abs=65) and connection.stats.connections == 1
+        assert [type(mark) for mark in taken.marks()] == [Connected]
+
+
+def counted(call, calls):
+    async def count():
+        calls.append(trio.current_time())
+        await call()
+
+    return count
+
+
+async def test_a_server_that_does_not_answer_is_given_up_after_ten_seconds(autojump_clock, caplog):
+    silence = []
+
+    async def handle(request):
+        ws = await request.accept()
+        if not silence:  # hear nothing any more: no pong
+            silence.append(trio.current_time())
+            ws._reader_running = False
+            await trio.sleep_forever()
+        await trio.sleep_forever()
+
+    ours = []
+
+    def deaf(url, **options):
+        client, server = trio.testing.memory_stream_pair()
+        ours.append(server)
+        return WebsocketTransport(url, stream=client, **options)
+
+    async with trio.open_nursery() as nursery:
+        connection = Connection("ws://in.memory/realtime", transport=deaf, reconnect=STEADY)
+        async with running(connection) as taken:
+            await trio.sleep(0.1)
+            await answer_handshake(ours[0])
+            await connection.wait_connected()
+            began = trio.current_time()
+            await eventually(lambda: not connection.connected)
+            assert trio.current_time() - began == pytest.approx(10, abs=0.1)
+            await trio.sleep(0.1)
+            lost = taken.marks()[-1]
+            assert type(lost) is Disconnected and "heartbeat lost" in lost.reason
+        nursery.cancel_scope.cancel()
+    assert "heartbeat lost" in caplog.text and not silence and handle
+
+
+async def answer_handshake(stream):
+    """Accept a websocket, by hand."""
+    import base64
+    import hashlib
+    import re
+
+    head = b""
+    while b"\r\n\r\n" not in head:
+        head += await stream.receive_some()
+    key = re.search(rb"(?i)sec-websocket-key: (\S+)", head)[1]
+    accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+    await stream.send_all(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
+        + accept + b"\r\n\r\n"
+    )  # fmt: skip
+
+
+async def test_half_a_message_is_a_sign_of_life(autojump_clock):
+    ours = []
+
+    def slow(url, **options):
+        client, server = trio.testing.memory_stream_pair()
+        ours.append(server)
+        return WebsocketTransport(url, stream=client, **options)
+
+    connection = Connection("ws://in.memory/realtime", transport=slow, reconnect=STEADY)
+    async with running(connection) as taken:
+        await trio.sleep(0.1)
+        await answer_handshake(ours[0])
+        await connection.wait_connected()
+        await ours[0].send_all(b"\x81\x7e\x01\x00")
+        for _ in range(64):  # a message that takes four minutes to come
+            await trio.sleep(4)
+            await ours[0].send_all(b"....")
+        await eventually(lambda: len(taken) == 2)
+        assert taken[-1].data == "." * 256 and connection.stats.connections == 1
+
+
+async def test_a_consumer_that_blocks_for_minutes_is_no_dead_exchange_and_pings_go_on(autojump_clock):
+    exchange, pings = ScriptedExchange(), []
+    async with in_memory_steady(exchange, buffer_size=3, max_lag=10_000) as connection:
+        async with Pipeline.create(connection) as pipeline, pipeline.tap(max_buffer_size=0):  # never read
+            await connection.wait_connected()
+            for number in range(20):
+                await exchange.send({"number": number})
+            link = connection._session.link
+            link.transport.ping = counted(link.transport.ping, pings)
+            began = trio.current_time()
+            await trio.sleep(600)
+            assert connection.stats.connections == 1 and connection.connected
+            assert len(pings) >= 100 and pings[-1] - began > 590
+
+
+async def test_text_ping_and_control_ping_are_answered():
+    exchange = ScriptedExchange()
+
+    async def questions():
+        yield "ping"
+        await trio.sleep_forever()
+
+    async with exchange.open() as url:
+        connection = Connection(url)
+        async with Pipeline.create(questions(), connection) as pipeline, pipeline.tap() as tap:
+            with trio.fail_after(5):
+                async for item in tap:
+                    if getattr(item, "data", "") == "pong":
+                        break
+                await exchange.clients[0].ping()  # of the server's: waits for our pong
+
+
+# --- staleness
+
+
+async def book_server(exchange):
+    exchange.partials["orderBookL2:XBTUSD"] = partial_of(
+        "orderBookL2:XBTUSD", [{"symbol": "XBTUSD", "id": 5, "side": "Buy", "size": 1, "price": 5}]
+    )
+
+
+async def test_deltas_between_unsubscribe_and_the_new_partial_are_dropped(autojump_clock):
+    exchange = ScriptedExchange()
+    await book_server(exchange)
+    tables = TableApplier()
+    topic = "orderBookL2:XBTUSD"
+    async with in_memory_steady(exchange, subscribe=[topic]) as connection, running(
+        connection, Decoder(), tables
+    ) as taken:
+        await eventually(lambda: taken)
+        answer = exchange.answer
+        asked = trio.Event()
+
+        async def slowly(ws, command):
+            asked.set()
+            await trio.sleep(5)
+            await answer(ws, command)
+
+        exchange.answer = slowly
+        bad = {"symbol": "XBTUSD", "id": 77, "side": "Buy", "size": 1}  # of a row that is not there
+        await exchange.send({"table": "orderBookL2", "action": "update", "data": [bad]})
+        await asked.wait()
+        assert tables.stale
+        for size in (2, 3):
+            row = {"symbol": "XBTUSD", "id": 5, "side": "Buy", "size": size}
+            await exchange.send({"table": "orderBookL2", "action": "update", "data": [row]})
+        await trio.sleep(30)
+        assert [update.action for update in taken if type(update) is TableUpdate] == ["partial", "stale", "partial"]
+        assert tables.storage.orderbook["XBTUSD"]["Buy"][5]["size"] == 1 and not tables.stale
+        assert connection.stats.resyncs == 1
+
+
+async def test_resyncs_of_a_topic_that_never_heals_become_rare(autojump_clock):
+    exchange = ScriptedExchange()
+    await book_server(exchange)
+    topic = "orderBookL2:XBTUSD"
+    async with in_memory_steady(exchange, subscribe=[topic]) as connection, running(
+        connection, Decoder(), TableApplier()
+    ):
+        await eventually(lambda: connection.subscriptions)
+        bad = {"symbol": "XBTUSD", "id": 77, "side": "Buy", "size": 1}
+        for _ in range(3000):
+            await trio.sleep(0.1)
+            await exchange.send({"table": "orderBookL2", "action": "update", "data": [bad]})
+        asked = [op for op, args in exchange.commands].count("unsubscribe")
+        assert 5 <= asked <= 12, "1, 2, 4, ... 60 s apart, for five minutes"
+        assert connection.stats.resyncs in (asked, asked + 1)
+
+
+async def test_a_blocked_tap_does_not_hide_a_disconnect_from_the_live_objects_of_others(autojump_clock):
+    exchange = ScriptedExchange()
+    await book_server(exchange)
+    tables, books = TableApplier(), OrderBookMerger()
+    async with in_memory_steady(exchange, subscribe=["orderBookL2:XBTUSD"]) as connection:
+        async with Pipeline.create(connection, Decoder(), tables, books) as pipeline:
+            async with pipeline.tap(overflow="latest") as latest, pipeline.tap(max_buffer_size=1):  # never read
+                await latest.receive()
+                book = books.books["XBTUSD"]
+                assert not book.stale and not tables.stale
+                for number in range(50):
+                    row = {"symbol": "XBTUSD", "id": 5, "side": "Buy", "size": number}
+                    await exchange.send({"table": "orderBookL2", "action": "update", "data": [row]})
+                await trio.sleep(1)
+                await connection._transport.drop()
+                await trio.sleep(0.1)
+                assert book.stale and tables.stale, "while the stream stands still"
+
+
+async def test_stats_are_right_through_all_of_it(autojump_clock):
+    exchange = ScriptedExchange()
+    async with in_memory_steady(exchange, subscribe=["trade"]) as connection:
+        assert connection.stats.connections == connection.stats.messages == 0 and not connection.stats.connected
+        async with running(connection) as taken:
+            for number in range(4):
+                await eventually(lambda: connection.subscriptions)
+                stats = connection.stats
+                assert stats.connected and stats.connections == number + 1 and stats.reconnects == number
+                assert stats.subscriptions == 1
+                connection.resync("trade")
+                await eventually(lambda: connection._protocol.settled("trade"))
+                await trio.sleep(0.1)
+                await connection._transport.drop()
+                await eventually(lambda: not connection.connected)
+                assert not connection.stats.connected
+                await trio.sleep(1000)
+        raw = [item for item in taken if type(item) is RawMessage]
+        stats = connection.stats
+        assert stats.messages == len(raw) and stats.bytes == sum(len(item.data) for item in raw)
+        assert stats.resyncs == 4 and stats.waiting == stats.waiting_bytes == 0 and stats.lag < 1
+
+
+async def test_a_periodic_resync_brings_new_partials(autojump_clock):
+    exchange = ScriptedExchange()
+    async with in_memory_steady(exchange, subscribe=["trade", "quote"], resync_every=100) as connection:
+        async with running(connection, Decoder(), TableApplier()) as taken:
+            await trio.sleep(350)
+            assert [update.table for update in taken] == ["trade", "quote"] * 4
+            assert {update.action for update in taken} == {"partial"}, "nothing went stale by it"
+
+
+async def test_watchers_hear_of_each_loss_once(autojump_clock):
+    exchange, heard = ScriptedExchange(), []
+    async with in_memory_steady(exchange) as connection:
+        connection.watch(lambda source, reason: heard.append(reason))
+        async with running(connection):
+            for _ in range(3):
+                await connection.wait_connected()
+                await connection._transport.drop()
+                await eventually(lambda: not connection.connected)
+    assert heard[0] == CONNECTING and len(heard) == 4 and all("1006" in reason for reason in heard[1:])
+
+
+# --- leaving
+
+
+@pytest.mark.parametrize("passes", range(0, 60, 3))
+async def test_cancelling_at_any_await_leaves_nothing_behind_and_never_half_a_frame(passes):
+    frames, sockets = [], open_sockets()
+
+    async def handle(request):
+        ws = await request.accept()
+        await ws.send_message('{"info":"welcome"}')
+        try:
+            while True:
+                frames.append(await ws.get_message())
+        except trio_websocket.ConnectionClosed as closed:
+            frames.append(closed.reason.code)
+
+    async with serve_websocket(handle) as url:
+        connection = Connection(url, subscribe=["trade"], dead_mans_switch=True, **SIGNED_IN)
+        with trio.CancelScope() as scope:
+            async with Pipeline.create(connection, Decoder()) as pipeline, trio.open_nursery() as nursery:
+                pipeline.start()
+                nursery.start_soon(connection.subscribe, "quote", "order")
+                for _ in range(passes):
+                    await trio.lowlevel.checkpoint()
+                scope.cancel()
+        await trio.sleep(0.05)
+    assert not [code for code in frames if type(code) is int and code != 1000], "no frame was cut"
+    await trio.sleep(0.05)
+    assert open_sockets() == sockets
+
+
+async def test_leaving_while_it_waits_for_the_next_attempt_ends_at_once(autojump_clock):
+    exchange = ScriptedExchange()
+    async with in_memory_steady(exchange) as connection:
+        connection._transport.failures.extend(ConnectionFailed("no") for _ in range(100))
+        async with running(connection):
+            await trio.sleep(200)
+            left = trio.current_time()
+        assert trio.current_time() - left < 0.1
+
+
+async def test_what_is_fed_while_disconnected_is_sent_afterwards(autojump_clock):
+    exchange = ScriptedExchange()
+    send, feed = trio.open_memory_channel(100)
+    async with in_memory_steady(exchange) as connection:
+        async with Pipeline.create(feed, connection) as pipeline:
+            pipeline.start()
+            await connection.wait_connected()
+            await send.send("help 1")
+            await eventually(lambda: exchange.texts)
+            await connection._transport.drop()
+            await eventually(lambda: not connection.connected)
+            await send.send('{"op":"x","args":"2"}')
+            await send.send('{"op":"x","args":"3"}')
+            await trio.sleep(5)
+            assert exchange.texts[-2:] == ['{"op":"x","args":"2"}', '{"op":"x","args":"3"}']
+
+
+def test_nothing_of_this_needs_a_log_level():
+    assert logging.getLogger("bitmex_streams").level == logging.NOTSET

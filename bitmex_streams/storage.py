@@ -275,8 +275,7 @@ class _Orders(_Keyed):
                 self.left.popitem(last=False)
 
     def _note(self, key: Key, row: Row) -> None:
-        status = row.get("ordStatus")
-        if type(status) is str and status in CLOSED:
+        if _is_closed(row):
             self.closed[key] = self.now
             self.closed.move_to_end(key)
         else:
@@ -298,7 +297,7 @@ class _Orders(_Keyed):
     def update(self, delta: Row) -> Row | None:
         key = self.key_of(delta)
         if key in self.left and key not in self.rows:
-            if delta.get("ordStatus", "Filled") in CLOSED:
+            if "ordStatus" not in delta or _is_closed(delta):
                 return None
             raise ValueError(f"an update that opens an order again which had left: {_brief(key)}")
         row = super().update(delta)
@@ -313,6 +312,11 @@ class _Orders(_Keyed):
         row = super().delete(delta)
         self.closed.pop(key, None)
         return row
+
+
+def _is_closed(order: Mapping[str, Any]) -> bool:
+    status = order.get("ordStatus")
+    return type(status) is str and status in CLOSED
 
 
 class _Log(_Keyed):

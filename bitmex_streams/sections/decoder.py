@@ -41,6 +41,10 @@ EXCERPT = 80
 # UTF-8 and surrogates; nesting without end; a Decimal beyond all bounds.
 UNDECODABLE = (msgspec.DecodeError, UnicodeError, RecursionError, ArithmeticError)
 
+DEEPEST = 256
+"""How many levels deep a message may be nested. Much deeper, and what was decoded can be neither shown nor compared."""
+TOO_DEEP = f"it is nested more than {DEEPEST} levels deep"
+
 
 class _Envelope(msgspec.Struct, gc=False):
     """A table message on the wire."""
@@ -82,7 +86,7 @@ class Decoder(Operator):
         self.on_error = on_error
         self._decode = msgspec.json.Decoder(_Envelope, float_hook=number).decode
         self._decode_any = msgspec.json.Decoder().decode
-        self._float_columns: dict[str, tuple[str, ...]] = {}
+        self._float_columns: dict[tuple[str, str], tuple[str, ...]] = {}  # by source and table
 
     def process(self, item: Any) -> Iterable[Any]:
         if type(item) is not RawMessage:
@@ -96,6 +100,8 @@ class Decoder(Operator):
         if table is None:
             return (self._not_a_table(item, None),)
         action, rows = message.action, message.data
+        if len(data) > 2 * DEEPEST and _may_be_deep(data, len(rows or ())) and _is_deep(message):
+            return (self._undecodable(item, TOO_DEEP, table),)
         if rows is None or action not in ACTIONS:
             wrong = (
                 "there is no list of rows in `data`"
@@ -104,7 +110,7 @@ class Decoder(Operator):
             )
             return (self._undecodable(item, wrong, table),)
         if self.number is not None:
-            self._convert_whole_numbers(table, rows, message.types)
+            self._convert_whole_numbers((item.source, table), rows, message.types)
         if action != "partial":
             return (TableMessage(table, action, rows, item.received, item.source),)
         return (
@@ -122,7 +128,9 @@ class Decoder(Operator):
             ),
         )
 
-    def _convert_whole_numbers(self, table: str, rows: list[Row], types: dict[str, Any] | None) -> None:
+    def _convert_whole_numbers(
+        self, table: tuple[str, str], rows: list[Row], types: dict[str, Any] | None
+    ) -> None:
         """A price can arrive as 31964: the number it has to be can only be told from the column."""
         assert self.number is not None
         if types is not None:
@@ -141,6 +149,8 @@ class Decoder(Operator):
             return Pong(item.received, item.source)
         try:
             content = self._decode_any(item.data)
+            if len(item.data) > 2 * DEEPEST and _may_be_deep(item.data, 0) and _is_deep(content):
+                return self._undecodable(item, TOO_DEEP, _table_of(content))
             if may_hold_key(_text(item.data)):
                 content = masked(content)
         except UNDECODABLE as no_json:
@@ -208,6 +218,35 @@ def _control(content: dict[str, Any], received: int, source: str) -> Any:
             limit if isinstance(limit, dict) else None,
         )
     return Help(received, source, content)
+
+
+def _may_be_deep(data: str | bytes, rows: int) -> bool:
+    """Whether there are brackets enough, other than those of the rows."""
+    if isinstance(data, str):
+        return data.count("[") + data.count("{") - rows > DEEPEST
+    return data.count(b"[") + data.count(b"{") - rows > DEEPEST
+
+
+def _is_deep(content: Any) -> bool:
+    """Whether what was decoded is nested too deep, told without nesting."""
+    if isinstance(content, _Envelope):
+        content = [getattr(content, field) for field in content.__struct_fields__]
+    level = [content]
+    for _ in range(DEEPEST):
+        level = [
+            inner
+            for outer in level
+            for inner in (outer.values() if type(outer) is dict else outer)
+            if type(inner) is dict or type(inner) is list
+        ]
+        if not level:
+            return False
+    return True
+
+
+def _table_of(content: Any) -> str | None:
+    table = content.get("table") if isinstance(content, dict) else None
+    return table if isinstance(table, str) else None
 
 
 def _first_line(error: BaseException) -> str:

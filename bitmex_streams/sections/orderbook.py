@@ -142,6 +142,8 @@ class OrderBookMerger(Operator):
         by_symbol: dict[str, list[Row]] = {}
         symbol = None
         try:
+            if topic.filter and type(topic.scope) is not str:  # which books that covers cannot be told
+                raise ValueError(f"its filter is not of a symbol: {repr(dict(topic.filter))[:80]}")
             for row in item.rows:
                 if row.get("symbol") != symbol or symbol is None:
                     symbol = row.get("symbol")
@@ -151,8 +153,12 @@ class OrderBookMerger(Operator):
                 rows.append(row)
             levels = {symbol: Levels(rows) for symbol, rows in by_symbol.items()}
         except ValueError as error:
-            concerned = self._coverage.concerned(source, topic.name) or [topic]
-            return self._contradicted(concerned, f"a partial cannot be taken: {error}", received)
+            concerned = self._coverage.concerned(source, topic.name)
+            reason = f"a partial cannot be taken: {error}"
+            if concerned:
+                return self._contradicted(concerned, reason, received)
+            # Of a topic that nobody knows of: which one it was to be is not known, but its table.
+            return self._contradicted([topic], reason, received, ask=self.table)
         self._coverage.cover(topic)
         # What it covers and has no rows of is empty.
         for covered in list(self.books) if topic.scope is None else [topic.filter.get("symbol")]:
@@ -197,7 +203,7 @@ class OrderBookMerger(Operator):
         book = self.books.get(symbol) if type(symbol) is str else None
         if book is None:
             if type(symbol) is not str or item.action != "insert":
-                return self._contradicted([topic], f"a row of a symbol that is not there: {symbol!r}", received, tops)
+                return self._contradicted([topic], f"a row of a symbol that is not there: {symbol!r:.80}", received, tops)
             book = OrderBook(symbol)  # of a table that is covered as a whole: so these rows are all of it
         top = book.bids.best, book.asks.best
         try:
@@ -243,14 +249,21 @@ class OrderBookMerger(Operator):
         return [*told, *stale]
 
     def _contradicted(
-        self, topics: list[Topic], reason: str, received: int, tops: dict[str, Top] | None = None
+        self,
+        topics: list[Topic],
+        reason: str,
+        received: int,
+        tops: dict[str, Top] | None = None,
+        *,
+        ask: str | None = None,
     ) -> list[BookUpdate]:
-        """What was sent does not fit what is there: the topics are stale, and a new partial is asked for."""
+        """What was sent does not fit what is there: the topics are stale, and a new partial is asked for (of ``ask``,
+        where that is not known by the topics' names)."""
         lost = [topic for topic in topics if not topic.stale]
         for topic in lost:
             topic.stale = f"{topic.name}: {reason}"
             log.warning("state lost: %s", topic.stale)
-        self._ask([topic.name for topic in topics])
+        self._ask([ask] if ask else [topic.name for topic in topics])
         return self._stale(lost, received, tops or {})
 
     def _ask(self, topics: list[str]) -> None:

@@ -24,7 +24,7 @@ from ..messages import (
     Welcome,
 )
 from ..operator import Operator
-from ..storage import Storage
+from ..storage import BOOK_TABLES, Storage
 
 __all__ = ["TableApplier"]
 
@@ -79,6 +79,8 @@ class TableApplier(Operator):
         kind = type(item)
         if kind is TableMessage:
             lost = self._coverage.opened(item.source) if item.source in self._coverage.opening else ()
+            if (orders := self.storage.orders) is not None:
+                orders.advance(item.received)
             stale = [self._stale(topic, item.received) for topic in lost]
             told = self._load(item) if item.action == "partial" else self._apply(item)
             return [*stale, *told] if stale else told
@@ -97,11 +99,16 @@ class TableApplier(Operator):
         topic = Topic(table, filter, source)
         before = self.storage.tables.get(table)
         try:
+            self._check_keys(message, topic)
             opened = self.storage.open(table, message.keys, message.attributes or {}, message.types or {})
             opened.replace(rows, filter)
         except ValueError as error:
             concerned = self._coverage.concerned(source, topic.name)
-            return self._contradicted(concerned or [topic], f"a partial cannot be taken: {error}", message.received)
+            reason = f"a partial cannot be taken: {error}"
+            if concerned:
+                return self._contradicted(concerned, reason, message.received)
+            # Of a topic that nobody knows of: which one it was to be is not known, but its table.
+            return self._contradicted([topic], reason, message.received, ask=table)
         self._coverage.cover(topic)
         update = TableUpdate(
             table,
@@ -119,6 +126,15 @@ class TableApplier(Operator):
             return (update,)
         others = [other for other in self._coverage.topics[table].values() if other is not topic]
         return [*self._contradicted(others, f"the table has other keys now: {opened.keys}", message.received), update]
+
+    def _check_keys(self, message: TableMessage, topic: Topic) -> None:
+        """With other keys a table starts anew: one source does not do that to what others hold in it."""
+        known = self.storage.tables.get(message.table)
+        if known is None or message.keys is None or tuple(message.keys) == known.keys or message.table in BOOK_TABLES:
+            return
+        for other in self._coverage.topics.get(message.table, {}).values():
+            if other.source != topic.source and not other.stale and not topic.covers(other.filter):
+                raise ValueError(f"its keys are {tuple(message.keys)}, where {other.name} is kept by {known.keys}")
 
     def _apply(self, message: TableMessage) -> Iterable[TableUpdate]:
         table, action, source = message.table, message.action, message.source
@@ -165,13 +181,16 @@ class TableApplier(Operator):
         )
         return [update, *stale] if stale else (update,)
 
-    def _contradicted(self, topics: list[Topic], reason: str, received: int) -> list[TableUpdate]:
-        """What was sent does not fit what is there: the topics are stale, and a new partial is asked for."""
+    def _contradicted(
+        self, topics: list[Topic], reason: str, received: int, *, ask: str | None = None
+    ) -> list[TableUpdate]:
+        """What was sent does not fit what is there: the topics are stale, and a new partial is asked for (of ``ask``,
+        where that is not known by the topics' names)."""
         lost = [topic for topic in topics if not topic.stale]
         for topic in lost:
             topic.stale = f"{topic.name}: {reason}"
             log.warning("state lost: %s", topic.stale)
-        self._ask([topic.name for topic in topics])
+        self._ask([ask] if ask else [topic.name for topic in topics])
         return [self._stale(topic, received) for topic in lost]
 
     def _ask(self, topics: list[str]) -> None:

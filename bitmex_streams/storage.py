@@ -65,8 +65,8 @@ class Storage:
     ``max_rows``: int, or None for no limit. The most rows that are kept of a table that only ever grows (no keys, or
     keys with a timestamp: trade, quote, execution, the bins, funding, settlement, insurance); the oldest leave first.
 
-    An order that is closed (``ordStatus`` Filled, Canceled, Rejected or Expired) leaves ``data["order"]`` with the first
-    message that is received a minute or more after it was closed, and sooner where more than ``max_rows`` are closed.
+    An order that is closed (``ordStatus`` Filled, Canceled, Rejected or Expired) leaves ``data["order"]`` with the
+    first message that is received a minute or more after it was closed; sooner where more than ``max_rows`` are closed.
     """
 
     def __init__(self, max_rows: int | None = 10_000) -> None:

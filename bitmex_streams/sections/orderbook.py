@@ -203,7 +203,8 @@ class OrderBookMerger(Operator):
         book = self.books.get(symbol) if type(symbol) is str else None
         if book is None:
             if type(symbol) is not str or item.action != "insert":
-                return self._contradicted([topic], f"a row of a symbol that is not there: {symbol!r:.80}", received, tops)
+                reason = f"a row of a symbol that is not there: {symbol!r:.80}"
+                return self._contradicted([topic], reason, received, tops)
             book = OrderBook(symbol)  # of a table that is covered as a whole: so these rows are all of it
         top = book.bids.best, book.asks.best
         try:

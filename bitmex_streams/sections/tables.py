@@ -24,6 +24,7 @@ from ..messages import (
     Welcome,
 )
 from ..operator import Operator
+from ..protocol import PUBLIC_TABLES
 from ..storage import BOOK_TABLES, Storage
 
 __all__ = ["TableApplier"]
@@ -99,7 +100,7 @@ class TableApplier(Operator):
         topic = Topic(table, filter, source)
         before = self.storage.tables.get(table)
         try:
-            self._check_keys(message, topic)
+            self._check(message, topic)
             opened = self.storage.open(table, message.keys, message.attributes or {}, message.types or {})
             opened.replace(rows, filter)
         except ValueError as error:
@@ -127,8 +128,11 @@ class TableApplier(Operator):
         others = [other for other in self._coverage.topics[table].values() if other is not topic]
         return [*self._contradicted(others, f"the table has other keys now: {opened.keys}", message.received), update]
 
-    def _check_keys(self, message: TableMessage, topic: Topic) -> None:
-        """With other keys a table starts anew: one source does not do that to what others hold in it."""
+    def _check(self, message: TableMessage, topic: Topic) -> None:
+        """What a partial would do to what others hold in its table; ValueError where it cannot mean that."""
+        if "account" in topic.filter and message.table in PUBLIC_TABLES:  # which covers what names no account, too
+            raise ValueError("its filter is of an account, in a public table")
+        # With other keys a table starts anew: one source does not do that to what others hold in it.
         known = self.storage.tables.get(message.table)
         if known is None or message.keys is None or tuple(message.keys) == known.keys or message.table in BOOK_TABLES:
             return

@@ -11,6 +11,7 @@ as known.
 from __future__ import annotations
 
 import logging
+import ssl
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -27,6 +28,7 @@ from wsproto.utilities import LocalProtocolError
 
 from ..nurseries import background
 from .accounts import Account, Accounts
+from .faults import Faults, Frame, Line
 from .keys import InvalidKey
 from .schemas import PRIVATE_SCHEMAS, PRIVATE_TABLES, SCHEMAS
 from .simulation import SECOND, Due, Simulation
@@ -71,11 +73,36 @@ class Refused(Exception):
         self.status = status
 
 
+class Subscription:
+    """A topic of a client: what the feed sends its deltas to. ``muted``: whether they go nowhere."""
+
+    def __init__(self, session: Session, table: str, symbol: str | None, faults: Faults | None) -> None:
+        self.table = table
+        self.symbol = symbol
+        self.muted = False
+        self._session = session
+        self._faults = faults
+
+    def send(self, message: str) -> None:
+        """Take a delta."""
+        if not self.muted:
+            faults = self._faults
+            for _ in range(faults.copies_of(self.table, message) if faults is not None and faults.miscounts else 1):
+                self._session.send(message)
+
+    def begin(self, now: int) -> None:
+        """Send the partial that was put off, unless the client has left the topic."""
+        if self._session.topics.get((self.table, self.symbol)) is self:
+            self.muted = False
+            self._session.send(self._session.partial(self.table, self.symbol))
+
+
 class Session:
     """One client: its subscriptions, and the answers to what it says.
 
     Messages for it go to ``send``, one at a time, as text. ``accounts``: those that it can sign in to; ``account``:
-    the one that it is signed in to from the start, as by the headers of its handshake.
+    the one that it is signed in to from the start, as by the headers of its handshake. ``faults``: what befalls its
+    partials and deltas.
     """
 
     def __init__(
@@ -85,11 +112,13 @@ class Session:
         send: Callable[[str], None],
         accounts: Accounts | None = None,
         account: Account | None = None,
+        faults: Faults | None = None,
     ) -> None:
-        self.topics: dict[tuple[str, str | None], None] = {}
+        self.topics: dict[tuple[str, str | None], Subscription] = {}
         self.send = send
         self.account = account
         self._accounts = accounts
+        self._faults = faults
         self._feed = feed
         self._tables = tables
 
@@ -128,14 +157,21 @@ class Session:
                 self._refuse(refused, request)
                 continue
             self._answer({"success": True, "subscribe": topic, "request": request})
+            subscription = Subscription(self, table, symbol, self._faults)
+            postponed = self._faults is not None and self._faults.postpone(subscription)
             # No await from here to the feed: the deltas that follow are of exactly what the partial shows.
-            if table in PRIVATE_SCHEMAS:
-                assert self.account is not None
-                self.send(self.account.tables.partial(table, symbol))
-            else:
-                self.send(self._tables.partial(table, symbol))
-            self.topics[table, symbol] = None
-            self._feed_of(table).add(self, table, symbol)
+            partial = self.partial(table, symbol)  # it also has the table's deltas begin
+            if not postponed:
+                self.send(partial)
+            self.topics[table, symbol] = subscription
+            self._feed_of(table).add(subscription, table, symbol)
+
+    def partial(self, table: str, symbol: str | None) -> str:
+        """The message that begins the subscription of a topic, as things stand."""
+        if table not in PRIVATE_SCHEMAS:
+            return self._tables.partial(table, symbol)
+        assert self.account is not None
+        return self.account.tables.partial(table, symbol)
 
     def unsubscribe(self, topics: Iterable[str], request: Any) -> None:
         """Give topics up: for each an acknowledgement, or an error."""
@@ -156,8 +192,8 @@ class Session:
             self._leave(table, symbol)
 
     def _leave(self, table: str, symbol: str | None) -> None:
-        del self.topics[table, symbol]
-        self._feed_of(table).remove(self, table, symbol)
+        subscription = self.topics.pop((table, symbol))
+        self._feed_of(table).remove(subscription, table, symbol)
 
     def _feed_of(self, table: str) -> Feed:
         return self._feed if self.account is None or table not in PRIVATE_SCHEMAS else self.account.tables.feed
@@ -227,10 +263,11 @@ class Session:
 class Outbox:
     """The messages that wait for one client, until its connection has taken them."""
 
-    def __init__(self, connection: Any, max_messages: int, max_bytes: int) -> None:
+    def __init__(self, connection: Any, line: Line, max_messages: int, max_bytes: int) -> None:
         self.connection = connection
+        self._line = line
         self._max = max_messages, max_bytes
-        self._messages: deque[str] = deque()
+        self._messages: deque[str | bytes] = deque()
         self._bytes = 0
         self._progress = 0.0  # when the client last took one, or had nothing to take
         self._ended: tuple[int, str] | None = None
@@ -251,7 +288,7 @@ class Outbox:
         """Whether nothing more goes in."""
         return self._ended is not None
 
-    def put(self, message: str) -> None:
+    def put(self, message: str | bytes) -> None:
         """Put a message behind the others, whatever the load. Discarded after `end`."""
         if self._ended is not None:
             return
@@ -276,7 +313,9 @@ class Outbox:
                 await self._news.park()
                 continue
             message = self._messages[0]
-            await self.connection.send_message(message)
+            await self.connection.send_message(
+                self._line.stand_in(message) if isinstance(message, Frame) else message
+            )
             if self._messages:
                 self._messages.popleft()
                 self._bytes -= len(message)
@@ -296,6 +335,7 @@ class Exchange(Simulation):
 
     ``url`` (str): where it is served. ``speed`` (float): seconds of the exchange's time in a second of trio's clock; 0
     while it is paused. ``lag`` (float): how far it is behind that. ``clients`` (int): how many are connected.
+    ``faults`` (`Faults`): what can be done to them on purpose.
 
     Accounts are opened with `open_account`; clients sign in to them with their keys.
 
@@ -320,6 +360,7 @@ class Exchange(Simulation):
             if not isinstance(bound, int) or bound < 1:
                 raise ValueError(f"{name} is {bound!r}: it must be a whole number, at least 1")
         self.url = ""
+        self.faults = Faults(self)
         self._outboxes: dict[Session, Outbox] = {}
         self._max_queue = max_queue_messages, max_queue_bytes
         self._speed = 0.0
@@ -444,14 +485,17 @@ class Exchange(Simulation):
     async def serve_stream(self, stream: trio.abc.Stream) -> None:
         """Serve one client over any stream, from its handshake to its end. Closes the stream."""
         try:
-            async with trio.open_nursery() as nursery:
-                connection = None
-                with trio.move_on_after(HANDSHAKE_TIMEOUT):
-                    request = await wrap_server_stream(nursery, stream, max_message_size=MAX_COMMAND_SIZE)
-                    connection, account = await self._handshake(request)
-                if connection is not None:
-                    await self._converse(connection, request.path, account)
-                nursery.cancel_scope.cancel()
+            with self.faults.line(stream) as line:
+                async with trio.open_nursery() as nursery:
+                    connection = None
+                    await line.opened()
+                    with trio.move_on_after(HANDSHAKE_TIMEOUT):
+                        if not await line.refused():
+                            request = await wrap_server_stream(nursery, line, max_message_size=MAX_COMMAND_SIZE)
+                            connection, account = await self._handshake(request)
+                    if connection is not None:
+                        await self._converse(connection, line, request.path, account)
+                    nursery.cancel_scope.cancel()
         except* GONE:
             pass  # nobody else has to know
         finally:
@@ -479,28 +523,32 @@ class Exchange(Simulation):
         body = msgspec.json.encode({"error": {"message": error, "name": "HTTPError"}})
         await request.reject(status, extra_headers=[(b"content-type", b"application/json")], body=body)
 
-    async def _converse(self, connection: Any, path: str, account: Account | None) -> None:
-        outbox = Outbox(connection, *self._max_queue)
+    async def _converse(self, connection: Any, line: Line, path: str, account: Account | None) -> None:
+        outbox = Outbox(connection, line, *self._max_queue)
         with trio.CancelScope() as scope:
 
-            def send(message: str) -> None:
+            def send(message: str | bytes) -> None:
                 if outbox.load >= 1:
                     log.warning(
                         "a client that does not read fast enough was cut off: %s waited for it, of its topics %s",
                         str(outbox), ", ".join(topic_name(*topic) for topic in session.topics),
                     )  # fmt: skip
-                    session.close()
-                    outbox.end(1008, TOO_SLOW)
-                    scope.deadline = trio.current_time() + CLOSE_TIMEOUT
+                    end(1008, TOO_SLOW)
                 else:
                     outbox.put(message)
+
+            def end(code: int, reason: str) -> None:
+                session.close()
+                outbox.end(code, reason)
+                scope.deadline = trio.current_time() + CLOSE_TIMEOUT
 
             async def write() -> None:
                 with suppress(*GONE):
                     await outbox.send()
                 scope.cancel()
 
-            session = Session(self.feed, self.tables, send, self.accounts, account)
+            session = Session(self.feed, self.tables, send, self.accounts, account, self.faults)
+            line.topics, line.send, line.end = session.topics, send, end
             self._outboxes[session] = outbox
             try:
                 async with trio.open_nursery() as nursery:
@@ -519,13 +567,15 @@ class Exchange(Simulation):
                             if not outbox.ended:
                                 session.receive(message)
                     except GONE:
-                        scope.cancel()
+                        if not line.closing:
+                            scope.cancel()
             finally:
                 session.close()
                 del self._outboxes[session]
 
     async def say_goodbye(self) -> None:
-        """Close all connections with the code 1001, waiting for no client longer than a second."""
+        """Close all connections with the code 1001, waiting for no client longer than a second. Ends all faults."""
+        self.faults.clear()
         with trio.CancelScope(deadline=trio.current_time() + CLOSE_TIMEOUT, shield=True):
             async with trio.open_nursery() as nursery:
                 for outbox in self._outboxes.values():
@@ -545,6 +595,7 @@ async def open_exchange(
     start_time: datetime | None = None,
     max_queue_messages: int = 20_000,
     max_queue_bytes: int = 64 * 2**20,
+    ssl_context: ssl.SSLContext | None = None,
 ) -> AsyncIterator[Exchange]:
     """Open the embedded exchange, serving BitMEX's realtime protocol at ``exchange.url``, for as long as the context
     lasts.
@@ -554,7 +605,8 @@ async def open_exchange(
     symbols, 0 for none but those submitted by hand. ``levels``: about so many price levels a side (default: as the
     instrument has them). ``speed``: see `Exchange.speed`. ``start_time``: an aware datetime, the exchange's clock at
     the start (default: now). ``max_queue_messages``, ``max_queue_bytes``: what may wait for one client before it is
-    cut off, with the close code 1008 and a warning in the log ``bitmex_streams``.
+    cut off, with the close code 1008 and a warning in the log ``bitmex_streams``. ``ssl_context``: a server's, with its
+    certificate, to serve over TLS; ``exchange.url`` is then ``wss://`` (default: no TLS).
 
     Raises ValueError for arguments that make no sense and OSError where it cannot listen. When the context is left, or
     cancelled, clients are told (close code 1001; for at most a second), and connections and listener are closed. What
@@ -564,6 +616,8 @@ async def open_exchange(
         raise ValueError(f"host is {host!r}: it must be a name or an address, such as '127.0.0.1'")
     if not isinstance(port, int) or not 0 <= port <= 65535:
         raise ValueError(f"port is {port!r}: it must be a number up to 65535, 0 for any free one")
+    if ssl_context is not None and not isinstance(ssl_context, ssl.SSLContext):
+        raise ValueError(f"ssl_context is {ssl_context!r}: it must be an ssl.SSLContext for the server's side")
     if start_time is not None and not isinstance(start_time, datetime):
         raise ValueError(f"start_time is {start_time!r}: it must be an aware datetime")
     if start_time is not None and start_time.tzinfo is None:
@@ -584,8 +638,11 @@ async def open_exchange(
     listeners = await trio.open_tcp_listeners(port, host=host)
     address = listeners[0].socket.getsockname()
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # of all addresses, one to connect to
-    exchange.url = f"ws://{f'[{host}]' if ':' in host else host}:{address[1]}/realtime"
+    scheme = "ws" if ssl_context is None else "wss"
+    exchange.url = f"{scheme}://{f'[{host}]' if ':' in host else host}:{address[1]}/realtime"
     async with background(exchange.say_goodbye) as nursery:
         nursery.start_soon(exchange.run)
+        if ssl_context is not None:
+            listeners = [trio.SSLListener(listener, ssl_context, https_compatible=True) for listener in listeners]
         nursery.start_soon(partial(trio.serve_listeners, exchange.serve_stream, listeners))
         yield exchange

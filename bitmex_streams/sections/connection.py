@@ -486,7 +486,7 @@ class _Session:
         self.stopping = False
         self.lost_by = ""  # what was last said to the watchers, while it holds
         self.signed_in: Authenticated | None = None  # the last answer to ``authKeyExpires``
-        self._waiting = trio.CancelScope()  # for the next attempt
+        self._stopped = trio.Event()  # no further attempt is wanted
         self._error: Exception | None = None
         self._epoch = 0
         self._last = 0
@@ -534,13 +534,13 @@ class _Session:
         backoff = Backoff(connection.reconnect) if connection.reconnect is not None else None
         while True:
             link = self.link = _Link(self)
-            if self._waiting.cancel_called:
+            if self._stopped.is_set():
                 link.work.cancel()
             await link.run()
             if backoff is not None:
                 backoff.stood(link.stood)
             error = link.error
-            if self._waiting.cancel_called:
+            if self._stopped.is_set():
                 return
             if error is None and not (backoff is not None and link.acknowledged):
                 return  # a clean close; where nothing was ever acknowledged, of a server that has played all it had
@@ -552,9 +552,8 @@ class _Session:
                 return
             assert backoff is not None
             log.warning("%s; connecting again in %.1f s", error or f"{connection.url} closed the connection", wait)
-            with self._waiting:
-                await trio.sleep(wait)
-            if self._waiting.cancel_called:
+            with trio.move_on_after(wait):
+                await self._stopped.wait()
                 return
 
     def fail(self, error: Exception) -> None:
@@ -564,7 +563,7 @@ class _Session:
         self._stop()
 
     def _stop(self) -> None:
-        self._waiting.cancel()
+        self._stopped.set()
         if self.link is not None:
             self.link.work.cancel()
 

@@ -3,11 +3,15 @@
 On a test clock, over in-memory streams; where the operating system has a part in it, over real sockets.
 """
 
-import logging
+import base64
+import hashlib
+import re
+from contextlib import suppress
 from functools import partial
 
 import pytest
 import trio
+import trio.testing
 import trio_websocket
 
 from bitmex_streams import (
@@ -40,6 +44,12 @@ async def eventually(condition):
     with trio.fail_after(60):
         while not condition():  # noqa: ASYNC110 - what happens at the server's end has no event here
             await trio.sleep(0.01)
+
+
+async def lose(connection):
+    """Break the connection at the server's end, without a close frame, and wait until that has been noticed."""
+    await connection._transport.drop()
+    await eventually(lambda: not connection.connected)
 
 
 class Taken(list):
@@ -88,7 +98,7 @@ async def test_subscriptions_are_restored_after_a_reconnect(autojump_clock):
         await eventually(lambda: len(connection.subscriptions) == 45)
         await connection.subscribe("quote")
         exchange.commands.clear()
-        await connection._transport.drop()
+        await lose(connection)
         await eventually(lambda: len(connection.subscriptions) == 46)
         assert [len(args) for op, args in exchange.commands] == [20, 20, 6], "twenty a command"
         assert {topic for _, args in exchange.commands for topic in args} == {*topics, "quote"}
@@ -102,16 +112,14 @@ async def test_the_waits_grow_and_start_over_once_it_has_stood_for_a_while(autoj
         server = connection._transport
         await connection.wait_connected()
         server.failures.extend(ConnectionFailed("no answer") for _ in range(5))
-        await server.drop()
+        await lose(connection)
         began = trio.current_time()
-        await trio.sleep(0.5)
         await connection.wait_connected()
         waits = [b - a for a, b in zip([began, *server.attempts[1:]], server.attempts[1:], strict=False)]
         assert waits == pytest.approx([1, 2, 4, 8, 16, 30], abs=0.1)
         await trio.sleep(60)
-        await server.drop()
+        await lose(connection)
         began = trio.current_time()
-        await trio.sleep(0.5)
         await connection.wait_connected()
         assert trio.current_time() - began == pytest.approx(1, abs=0.1)
 
@@ -122,8 +130,7 @@ async def test_a_server_that_says_when_to_come_back_is_obeyed(autojump_clock):
         server = connection._transport
         await connection.wait_connected()
         server.failures.append(ConnectionFailed("too many requests", status=429, retry_after=77))
-        await server.drop()
-        await trio.sleep(0.5)
+        await lose(connection)
         await connection.wait_connected()
         assert server.attempts[2] - server.attempts[1] == pytest.approx(77, abs=0.1)
 
@@ -219,9 +226,9 @@ async def test_where_nothing_listens_it_is_tried_again_until_something_does():
 
 async def test_the_last_of_so_many_attempts_ends_the_stream(autojump_clock):
     exchange = ScriptedExchange()
-    with pytest.raises(ConnectionFailed, match="the third"):
-        async with in_memory_steady(exchange, reconnect=Reconnect(attempts=2)) as connection:
-            connection._transport.failures.extend(map(ConnectionFailed, ("the first", "the second", "the third")))
+    async with in_memory_steady(exchange, reconnect=Reconnect(attempts=2)) as connection:
+        connection._transport.failures.extend(map(ConnectionFailed, ("the first", "the second", "the third")))
+        with pytest.raises(ConnectionFailed, match="the third"):
             async with running(connection):
                 await trio.sleep_forever()
 
@@ -230,7 +237,8 @@ async def test_a_clean_close_is_no_reason_to_stay_away_from_a_server_that_answer
     exchange = ScriptedExchange()
     async with in_memory_steady(exchange, subscribe=["trade"]) as connection, running(connection) as taken:
         await eventually(lambda: connection.subscriptions)
-        await exchange.clients[0].aclose(1000, "maintenance")
+        with trio.move_on_after(1):
+            await exchange.clients[0].aclose(1000, "maintenance")
         await eventually(lambda: len(taken.marks()) == 3)
         assert [mark.code for mark in taken.marks() if type(mark) is Disconnected] == [1000]
 
@@ -258,7 +266,8 @@ async def test_without_reconnecting_a_clean_close_ends_the_stream_and_any_other_
                         if code == 1006:
                             await connection._transport.drop()
                         else:
-                            await exchange.clients[0].aclose(code, "bye")
+                            with trio.move_on_after(1):
+                                await exchange.clients[0].aclose(code, "bye")
 
         if code == 1000:
             await run()
@@ -276,8 +285,7 @@ async def test_a_topic_unsubscribed_while_disconnected_stays_away(autojump_clock
     async with in_memory_steady(exchange, subscribe=["trade", "quote"]) as connection, running(connection):
         await eventually(lambda: len(connection.subscriptions) == 2)
         exchange.commands.clear()
-        await connection._transport.drop()
-        await eventually(lambda: not connection.connected)
+        await lose(connection)
         connection.unsubscribe_soon("quote")
         await eventually(lambda: connection.subscriptions)
         await trio.sleep(5)
@@ -289,8 +297,7 @@ async def test_a_topic_subscribed_while_disconnected_is_there_afterwards(autojum
     async with in_memory_steady(exchange, subscribe=["trade"]) as connection, running(connection):
         await eventually(lambda: connection.subscriptions)
         connection._transport.failures.extend(ConnectionFailed("not yet") for _ in range(4))
-        await connection._transport.drop()
-        await eventually(lambda: not connection.connected)
+        await lose(connection)
         began = trio.current_time()
         await connection.subscribe("quote")
         assert trio.current_time() - began > connection.subscribe_timeout, "it waits for the connection"
@@ -301,12 +308,14 @@ async def test_subscribing_twice_and_giving_up_in_flight_race_neither(autojump_c
     exchange = ScriptedExchange()
     async with in_memory_steady(exchange) as connection, running(connection), trio.open_nursery() as nursery:
         await connection.wait_connected()
+        answer, exchange.answer = exchange.answer, unanswered
         for _ in range(3):
             nursery.start_soon(connection.subscribe, "trade")
         nursery.start_soon(connection.subscribe, "quote")
-        await trio.lowlevel.checkpoint()
+        await trio.testing.wait_all_tasks_blocked()
+        exchange.answer = answer
         connection.unsubscribe_soon("quote")
-        await connection._transport.drop()
+        await lose(connection)
         await trio.sleep(10)
         assert connection.subscriptions == exchange.held == {"trade"}
 
@@ -318,7 +327,7 @@ async def test_a_topic_refused_on_reconnect_is_retried_and_then_reported(autojum
             await eventually(lambda: len(connection.subscriptions) == 2)
             exchange.refuse["orderBookL2:XBTH24"] = 400, "Unknown or expired symbol."
             exchange.commands.clear()
-            await connection._transport.drop()
+            await lose(connection)
             await trio.sleep(60)
             asked = [args for op, args in exchange.commands if "orderBookL2:XBTH24" in args]
             assert len(asked) == 4, "with the others, and three times more"
@@ -333,7 +342,7 @@ async def test_a_topic_that_is_refused_for_a_moment_only_comes_back(autojump_clo
     async with in_memory_steady(exchange, subscribe=["trade"]) as connection, running(connection) as taken:
         await eventually(lambda: connection.subscriptions)
         exchange.refuse["trade"] = 503, "The system is currently overloaded."
-        await connection._transport.drop()
+        await lose(connection)
         await trio.sleep(3.5)
         del exchange.refuse["trade"]
         await trio.sleep(10)
@@ -344,16 +353,17 @@ async def test_a_topic_that_is_refused_for_a_moment_only_comes_back(autojump_clo
 async def test_a_topic_refused_at_the_start_is_final(autojump_clock):
     exchange = ScriptedExchange()
     exchange.refuse["nonsense"] = 400, "Unknown table: nonsense"
-    with pytest.raises(SubscriptionError, match="Unknown table"):
-        async with in_memory_steady(exchange, subscribe=["trade", "nonsense"]) as connection, running(connection):
-            await trio.sleep_forever()
+    async with in_memory_steady(exchange, subscribe=["trade", "nonsense"]) as connection:
+        with pytest.raises(SubscriptionError, match="Unknown table"):
+            async with running(connection):
+                await trio.sleep_forever()
 
 
 async def test_each_handshake_is_signed_anew_and_before_private_topics(autojump_clock):
     exchange = ScriptedExchange()
     async with in_memory_steady(exchange, subscribe=["order"], **SIGNED_IN) as connection, running(connection):
         await eventually(lambda: connection.subscriptions)
-        await connection._transport.drop()
+        await lose(connection)
         await trio.sleep(5)
         assert connection.subscriptions == {"order"}
     signed = [dict(headers)[b"api-signature"] for headers in exchange.headers]
@@ -362,21 +372,21 @@ async def test_each_handshake_is_signed_anew_and_before_private_topics(autojump_
 
 async def test_a_key_that_is_refused_on_reconnect_is_final(autojump_clock):
     exchange = ScriptedExchange()
-    with pytest.raises(AuthenticationError):
-        async with in_memory_steady(exchange, **SIGNED_IN) as connection, running(connection):
-            await connection.wait_connected()
-            connection._transport.failures.append(
-                ConnectionFailed("refused with HTTP status 401: Invalid API Key.", status=401)
-            )
-            await connection._transport.drop()
-            await trio.sleep_forever()
+    async with in_memory_steady(exchange, **SIGNED_IN) as connection:
+        refused = ConnectionFailed("refused with HTTP status 401: Invalid API Key.", status=401)
+        with pytest.raises(AuthenticationError):
+            async with running(connection):
+                await connection.wait_connected()
+                connection._transport.failures.append(refused)
+                await lose(connection)
+                await trio.sleep_forever()
 
 
 async def test_the_dead_mans_switch_is_armed_again_at_once(autojump_clock):
     exchange = ScriptedExchange()
     async with in_memory_steady(exchange, dead_mans_switch=True, **SIGNED_IN) as connection, running(connection):
         await trio.sleep(7)
-        await connection._transport.drop()
+        await lose(connection)
         await trio.sleep(20)
         began = exchange.switched[0][0]
         assert [round(at - began) for at, _ in exchange.switched] == [0, 8, 23]
@@ -391,8 +401,7 @@ async def test_ten_disconnects_in_a_row(autojump_clock):
         for number in range(10):
             await eventually(lambda: connection.subscriptions)
             await exchange.send({"table": "trade", "action": "insert", "data": [{"number": number}]})
-            await connection._transport.drop()
-            await eventually(lambda: not connection.connected)
+            await lose(connection)
         await eventually(lambda: connection.subscriptions)
         assert [type(mark) for mark in taken.marks()] == [Connected, *[Disconnected, Connected] * 10]
         assert connection.stats.connections == 11 and connection.stats.reconnects == 10
@@ -411,7 +420,8 @@ async def test_disconnect_during_the_handshake():
             await stream.aclose()
             return
         async with trio.open_nursery() as nursery:
-            await exchange(await trio_websocket.wrap_server_stream(nursery, stream))
+            with suppress(trio_websocket.ConnectionClosed):
+                await exchange(await trio_websocket.wrap_server_stream(nursery, stream))
 
     async with serve_tcp(handle) as port:
         connection = Connection(f"ws://127.0.0.1:{port}/realtime", reconnect=Reconnect(initial=0.01))
@@ -456,7 +466,7 @@ async def test_disconnect_during_subscribe(autojump_clock):
         nursery.start_soon(connection.subscribe, "trade")
         await trio.sleep(1)
         exchange.answer = answer
-        await connection._transport.drop()
+        await lose(connection)
         await trio.sleep(5)
         assert connection.subscriptions == {"trade"}
 
@@ -484,11 +494,6 @@ async def test_disconnect_during_close():
 # --- the heartbeat
 
 
-async def silent(request):
-    await request.accept()
-    await trio.sleep_forever()
-
-
 async def test_a_silent_server_is_pinged_and_one_that_answers_stays(autojump_clock):
     exchange, pings = ScriptedExchange(), []
     async with in_memory_steady(exchange) as connection, running(connection) as taken:
@@ -508,45 +513,31 @@ def counted(call, calls):
 
 
 async def test_a_server_that_does_not_answer_is_given_up_after_ten_seconds(autojump_clock, caplog):
-    silence = []
-
-    async def handle(request):
-        ws = await request.accept()
-        if not silence:  # hear nothing any more: no pong
-            silence.append(trio.current_time())
-            ws._reader_running = False
-            await trio.sleep_forever()
-        await trio.sleep_forever()
-
-    ours = []
+    ends = []
 
     def deaf(url, **options):
         client, server = trio.testing.memory_stream_pair()
-        ours.append(server)
+        ends.append(server)
         return WebsocketTransport(url, stream=client, **options)
 
-    async with trio.open_nursery() as nursery:
-        connection = Connection("ws://in.memory/realtime", transport=deaf, reconnect=STEADY)
-        async with running(connection) as taken:
-            await trio.sleep(0.1)
-            await answer_handshake(ours[0])
-            await connection.wait_connected()
-            began = trio.current_time()
-            await eventually(lambda: not connection.connected)
-            assert trio.current_time() - began == pytest.approx(10, abs=0.1)
-            await trio.sleep(0.1)
-            lost = taken.marks()[-1]
-            assert type(lost) is Disconnected and "heartbeat lost" in lost.reason
-        nursery.cancel_scope.cancel()
-    assert "heartbeat lost" in caplog.text and not silence and handle
+    connection = Connection("ws://in.memory/realtime", transport=deaf, reconnect=STEADY)
+    async with running(connection) as taken:
+        await trio.sleep(0.1)
+        await answer_handshake(ends[0])  # and then never again a word, nor a pong
+        await connection.wait_connected()
+        began = trio.current_time()
+        await eventually(lambda: not connection.connected)
+        assert trio.current_time() - began == pytest.approx(10, abs=0.1)
+        await trio.sleep(0.1)
+        lost = taken.marks()[-1]
+        assert type(lost) is Disconnected and "heartbeat lost" in lost.reason
+        await trio.sleep(2)
+        assert len(ends) == 2, "it is tried again"
+    assert "heartbeat lost" in caplog.text
 
 
 async def answer_handshake(stream):
     """Accept a websocket, by hand."""
-    import base64
-    import hashlib
-    import re
-
     head = b""
     while b"\r\n\r\n" not in head:
         head += await stream.receive_some()
@@ -682,7 +673,7 @@ async def test_a_blocked_tap_does_not_hide_a_disconnect_from_the_live_objects_of
                     row = {"symbol": "XBTUSD", "id": 5, "side": "Buy", "size": number}
                     await exchange.send({"table": "orderBookL2", "action": "update", "data": [row]})
                 await trio.sleep(1)
-                await connection._transport.drop()
+                await lose(connection)
                 await trio.sleep(0.1)
                 assert book.stale and tables.stale, "while the stream stands still"
 
@@ -700,8 +691,7 @@ async def test_stats_are_right_through_all_of_it(autojump_clock):
                 connection.resync("trade")
                 await eventually(lambda: connection._protocol.settled("trade"))
                 await trio.sleep(0.1)
-                await connection._transport.drop()
-                await eventually(lambda: not connection.connected)
+                await lose(connection)
                 assert not connection.stats.connected
                 await trio.sleep(1000)
         raw = [item for item in taken if type(item) is RawMessage]
@@ -726,8 +716,7 @@ async def test_watchers_hear_of_each_loss_once(autojump_clock):
         async with running(connection):
             for _ in range(3):
                 await connection.wait_connected()
-                await connection._transport.drop()
-                await eventually(lambda: not connection.connected)
+                await lose(connection)
     assert heard[0] == CONNECTING and len(heard) == 4 and all("1006" in reason for reason in heard[1:])
 
 
@@ -779,15 +768,10 @@ async def test_what_is_fed_while_disconnected_is_sent_afterwards(autojump_clock)
         async with Pipeline.create(feed, connection) as pipeline:
             pipeline.start()
             await connection.wait_connected()
-            await send.send("help 1")
+            await send.send('{"op":"x","args":"1"}')
             await eventually(lambda: exchange.texts)
-            await connection._transport.drop()
-            await eventually(lambda: not connection.connected)
+            await lose(connection)
             await send.send('{"op":"x","args":"2"}')
             await send.send('{"op":"x","args":"3"}')
             await trio.sleep(5)
             assert exchange.texts[-2:] == ['{"op":"x","args":"2"}', '{"op":"x","args":"3"}']
-
-
-def test_nothing_of_this_needs_a_log_level():
-    assert logging.getLogger("bitmex_streams").level == logging.NOTSET

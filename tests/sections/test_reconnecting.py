@@ -443,6 +443,7 @@ async def test_disconnect_during_a_partial(autojump_clock):
         wire = connection._transport.streams[-1]
         exchange.partials["orderBookL2:XBTUSD"] = whole
         text = str(half).encode()
+        await trio.testing.wait_all_tasks_blocked()
         # the first half of a frame of 126 bytes or more, and then nothing
         await wire.send_all(b"\x81\x7e" + len(text[:60000]).to_bytes(2, "big") + text[:30000])
         await trio.sleep(0.1)

@@ -74,8 +74,7 @@ class Recording:
                 try:
                     if random.random() < 0.3:
                         account.submit(symbol, random.choice(("Buy", "Sell")), 100)
-                    elif random.random() < 0.5:
-                        bid = exchange.markets[symbol].engine.best_bid
+                    elif (bid := exchange.markets[symbol].engine.best_bid) and random.random() < 0.5:
                         price = exchange.markets[symbol].instrument.price(bid - random.randint(1, 9))
                         account.submit(symbol, "Buy", 100, price)
                     elif account.orders:
@@ -159,7 +158,7 @@ def rename(text: str, random: Random) -> bytes | str:
 
 
 def nest(text: str, random: Random) -> bytes | str:
-    depth = random.choice((1, 2, 10, 200, 300, 900, 960, 970, 980, 985, 990, 995, 9000, 100_000))
+    depth = random.choice((1, 2, 10, 200, 300, random.randint(930, 1000), random.randint(9900, 10_000), 100_000))
     opening, closing = random.choice((("[", "]"), ('{"a":', "}"), ('[{"a":', "}]")))
     deep = opening * depth + "1" + closing * depth
     changed = change(text, random, lambda outer, key: outer.__setitem__(key, "@deep"))
@@ -350,7 +349,8 @@ class Run:
         for text in step:
             item = self.raw(text, GOOD)
             decoded = self.sane.decode(item)
-            assert decoded == self.alone.decode(item)
+            # Encoded, for there a Decimal is another thing than an int of the same value.
+            assert msgspec.json.encode(decoded) == msgspec.json.encode(self.alone.decode(item))
             one, two = self.sane.apply(decoded), self.alone.apply(decoded)
             assert [update for update in one[0] if update.source == GOOD] == two[0]
             for told, alone in zip(one[1], two[1], strict=True):

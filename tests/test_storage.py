@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from datetime import UTC, datetime
+from typing import Any
 
 import pytest
 
-from bitmex_streams.messages import TableMessage
+from bitmex_streams.messages import Row, TableMessage
 from bitmex_streams.sections.tables import TableApplier
 from bitmex_streams.storage import Storage
 
@@ -85,3 +86,147 @@ def test_what_is_no_timestamp_is_a_value_error() -> None:
 def test_a_limit_below_one_row_is_refused() -> None:
     with pytest.raises(ValueError, match="max_rows"):
         Storage(0)
+
+
+# --- the table order
+
+
+MINUTE = 60_000_000_000
+START = 1_767_225_600_000_000_000
+
+
+def orders(action: Any, *rows: Row, at: float = 0) -> TableMessage:
+    """A message of the table ``order``, received ``at`` minutes after the start."""
+    received = START + int(at * MINUTE)
+    if action == "partial":
+        return TableMessage("order", "partial", rows, received, "", ["orderID"], {}, {}, {}, {"account": 5})
+    return TableMessage("order", action, rows, received)
+
+
+def order(number: int, status: str = "New", **more: Any) -> Row:
+    return {"orderID": f"id-{number}", "account": 5, "symbol": "XBTUSD", "ordStatus": status, **more}
+
+
+def open_orders(*rows: Row) -> TableApplier:
+    tables = TableApplier()
+    tables.process(orders("partial", *rows))
+    return tables
+
+
+def kept(tables: TableApplier) -> list[str]:
+    return [order_id for (order_id,) in tables.storage.data["order"]]
+
+
+@pytest.mark.parametrize("status", ["Filled", "Canceled", "Rejected", "Expired"])
+def test_a_closed_order_leaves_after_its_minute_with_the_next_message_of_whatever_table(status: str) -> None:
+    tables = open_orders(order(1), order(2))
+    tables.process(orders("update", order(1, status), at=1))
+    tables.process(TableMessage("trade", "insert", [trade(1)], START + 2 * MINUTE - 1))
+    assert kept(tables) == ["id-1", "id-2"]
+    tables.process(TableMessage("trade", "insert", [trade(1)], START + 2 * MINUTE))
+    assert kept(tables) == ["id-2"], "an open one stays, however old"
+
+
+def test_closed_orders_of_a_partial_and_of_an_insert_leave_too() -> None:
+    tables = open_orders(order(1, "Filled"), order(2))
+    tables.process(orders("insert", order(3, "Rejected"), at=0.5))
+    tables.process(orders("insert", order(4), at=1))
+    assert kept(tables) == ["id-2", "id-3", "id-4"]
+    tables.process(orders("insert", order(5), at=1.5))
+    assert kept(tables) == ["id-2", "id-4", "id-5"]
+
+
+def test_a_closed_order_that_is_amended_within_its_minute_lives_again() -> None:
+    tables = open_orders(order(1))
+    tables.process(orders("update", order(1, "Filled"), at=1))
+    tables.process(orders("update", order(1, "New", leavesQty=5), at=1.9))
+    tables.process(orders("insert", order(2), at=9))
+    assert kept(tables) == ["id-1", "id-2"]
+    tables.process(orders("update", order(1, "Canceled"), at=10))
+    tables.process(orders("update", order(1, "Canceled", text="again"), at=10.9))  # its minute begins anew
+    tables.process(orders("insert", order(3), at=11.8))
+    assert kept(tables) == ["id-1", "id-2", "id-3"]
+    tables.process(orders("insert", order(4), at=11.9))
+    assert kept(tables) == ["id-2", "id-3", "id-4"]
+
+
+def test_what_is_said_of_an_order_that_has_left_is_no_loss_of_state_unless_it_lives_again() -> None:
+    asked: list[str] = []
+    tables = open_orders(order(1, "Filled"), order(2, "Canceled"), order(3, "Filled"), order(4, "Filled"))
+    tables.resync = asked.append
+    for item in (
+        orders("update", {"orderID": "id-1", "workingIndicator": False}, at=2),
+        orders("update", order(1, "Canceled"), at=3),
+        orders("delete", {"orderID": "id-2"}, at=4),
+    ):
+        assert list(tables.process(item)) == []
+    assert [update.action for update in tables.process(orders("insert", order(3), at=5))] == ["insert"]
+    assert (kept(tables), tables.stale, asked) == (["id-3"], {}, [])
+    (mark,) = tables.process(orders("update", {"orderID": "id-4", "account": 5, "ordStatus": "New"}, at=6))
+    assert (mark.action, asked) == ("stale", ["order"])
+    assert "opens an order again" in mark.reason
+    tables.process(orders("partial", order(4), at=7))
+    assert (kept(tables), tables.stale) == (["id-4"], {})
+
+
+def test_an_update_or_delete_of_an_order_that_never_was_is_a_loss_of_state() -> None:
+    for action in ("update", "delete"):
+        tables = open_orders(order(1, "Filled"))
+        tables.process(orders("insert", order(2), at=2))
+        assert [update.action for update in tables.process(orders(action, order(9)))] == ["stale"]
+
+
+def test_a_deleted_order_and_one_that_a_partial_no_longer_lists_are_forgotten_at_once() -> None:
+    tables = open_orders(order(1, "Filled"), order(2, "Filled"), order(3))
+    tables.process(orders("delete", {"orderID": "id-1"}))
+    tables.process(orders("partial", order(3)))
+    assert kept(tables) == ["id-3"]
+    tables.process(orders("insert", order(1), order(2), at=0.5))
+    tables.process(orders("insert", order(4), at=9))
+    assert kept(tables) == ["id-1", "id-2", "id-3", "id-4"]
+
+
+def test_a_hundred_thousand_orders_leave_nothing_behind() -> None:
+    tables = open_orders()
+    held = tables.storage.orders
+    assert held is not None
+    for second in range(10_000):  # ten a second: 600 within the minute
+        numbers = range(10 * second, 10 * second + 10)
+        tables.process(orders("insert", *map(order, numbers), at=second / 60))
+        tables.process(orders("update", *(order(number, "Filled") for number in numbers), at=second / 60))
+        assert len(held.rows) <= 610
+        assert len(held.closed) <= 610
+        assert len(held.left) <= 10_000
+    assert tables.stale == {}
+    assert list(tables.process(orders("update", order(90_000, "Filled"), at=999))) == []
+
+
+def test_more_closed_orders_than_max_rows_are_not_kept_even_within_the_minute() -> None:
+    tables = TableApplier(max_rows=3)
+    tables.process(orders("partial"))
+    for number in range(9):
+        tables.process(orders("insert", order(number, "Filled" if number else "New")))
+    tables.process(TableMessage("trade", "insert", [], START))
+    assert kept(tables) == ["id-0", "id-6", "id-7", "id-8"]
+
+
+def test_a_key_of_a_type_that_its_column_never_has_is_refused_before_it_spoils_the_order_of_the_rows() -> None:
+    tables = TableApplier()
+    tables.process(trades([], "partial"))
+    for timestamp in (5, None, True, ["2026"]):
+        (mark,) = tables.process(trades([{"symbol": "XBTUSD", "timestamp": timestamp}]))
+        assert mark.action == "stale"
+        tables.process(trades([], "partial"))
+    assert len(list(tables.process(trades([trade(1)])))) == 1
+    assert tables.stale == {}
+
+
+def test_whatever_is_in_a_row_that_does_not_fit_the_reason_is_short() -> None:
+    deep: Any = 1
+    for _ in range(5000):
+        deep = [deep]
+    for row in ({"orderID": "id-1", "x": deep}, {"orderID": deep}, {"orderID": "x" * 9999}, {"orderID": 10**4000}):
+        tables = open_orders(order(1))
+        (mark,) = tables.process(orders("insert", {**order(1), **row, "account": 5}, row))
+        assert mark.action == "stale"
+        assert len(mark.reason) < 500

@@ -244,3 +244,46 @@ def test_whatever_json_comes_nothing_but_documented_items_come_out(data: Any, nu
 @given(st.binary() | st.text())
 def test_whatever_comes_nothing_but_documented_items_come_out(data: str | bytes) -> None:
     assert isinstance(decode(data), StateLost | Help | Pong)
+
+
+DEPTHS = (300, 900, 960, *range(970, 1000), 5000, 9000, 100_000)
+
+
+@pytest.mark.parametrize("depth", DEPTHS)
+@pytest.mark.parametrize(("opening", "closing"), [("[", "]"), ('{"a":', "}"), ('[{"a" : ', "}]")])
+def test_what_is_nested_too_deep_cannot_be_decoded_and_what_can_be_is_shown_and_compared(
+    depth: int, opening: str, closing: str
+) -> None:
+    deep = opening * depth + "1" + closing * depth
+    for text, topic in (
+        (f'{{"table":"trade","action":"insert","data":[{{"symbol":{deep}}}]}}', "trade"),
+        (f'{{"table":"trade","action":{deep},"data":[]}}', "trade"),
+        (f'{{"table":"trade","action":"partial","data":[],"filter":{{"x":{deep}}}}}', "trade"),
+        (f'{{"error":{deep}}}', None),
+        (f'{{"success":true,"subscribe":"trade","request":{{"op":"authKeyExpires","args":{deep}}}}}', None),
+        (deep, None),
+    ):
+        for data in (text, text.encode()):
+            out = decode(data)
+            assert type(out) is StateLost
+            assert out.topic in (topic, None)
+            assert len(out.reason) < 500
+
+
+def test_many_rows_and_many_levels_side_by_side_are_not_deep() -> None:
+    rows = [{"symbol": "XBTUSD", "bids": [[1, 2]] * 10, "asks": [[3, 4]] * 10, "x": {"y": {}}} for _ in range(1000)]
+    message = {"table": "orderBook10", "action": "insert", "data": rows}
+    assert decode(message).rows == rows
+    assert decode(json.dumps(message).encode()).rows == rows
+    assert type(decode({"channels": [[{}]] * 1000})) is Help
+
+
+def test_the_types_of_one_connections_partial_are_nothing_to_another() -> None:
+    decoder = Decoder(Decimal)
+    for source, kind in (("ws://one", "float"), ("ws://two", "long")):
+        partial = {"table": "margin", "action": "partial", "types": {"leverage": kind}, "data": []}
+        list(decoder.process(RawMessage(1, json.dumps(partial), source)))
+    delta = json.dumps({"table": "margin", "action": "update", "data": [{"leverage": 2}]})
+    for source, kind in (("ws://one", Decimal), ("ws://two", int)):
+        (message,) = decoder.process(RawMessage(2, delta, source))
+        assert type(message.rows[0]["leverage"]) is kind

@@ -356,3 +356,24 @@ async def test_ready_ends_with_the_stream(autojump_clock: Any) -> None:
             await books.ready("XBTUSD")
         with pytest.raises(trio.EndOfChannel):
             await books.ready("XBTUSD")
+
+
+# --- partials that cannot be what they say
+
+
+def test_a_partial_whose_filter_is_of_no_symbol_is_refused_and_touches_no_book() -> None:
+    """Which books it covers cannot be told; those of its rows may be another connection's."""
+    asked: list[str] = []
+    books = OrderBookMerger(resync=asked.append)
+    apply(books, partial(BID, ASK, filter={"symbol": "XBTUSD"}))
+    forged = TableMessage("orderBookL2", "partial", [level(98, "Buy", 1)], 2, "ws://two", filter={"account": 5})
+    assert apply(books, forged) == []
+    assert (list(books.books["XBTUSD"].bids), books.books["XBTUSD"].stale) == ([(99, 10)], False)
+    assert asked == ["orderBookL2"]
+
+
+def test_where_a_refused_partial_is_of_no_known_topic_its_table_is_asked_for() -> None:
+    asked: list[str] = []
+    books = OrderBookMerger(resync=asked.append)
+    assert apply(books, partial(BID, filter={"symbol": "XBTUSE"})) == []
+    assert asked == ["orderBookL2"]

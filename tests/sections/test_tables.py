@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from typing import Any
 
 import pytest
+import trio
 
 from bitmex_streams.messages import (
     Connected,
@@ -17,7 +19,12 @@ from bitmex_streams.messages import (
     TableUpdate,
     Welcome,
 )
+from bitmex_streams.pipeline import Pipeline
+from bitmex_streams.sections.decoder import Decoder
+from bitmex_streams.sections.orderbook import OrderBookMerger
 from bitmex_streams.sections.tables import TableApplier
+from bitmex_streams.sections.tickers import Tickers
+from tests.servers import ScriptedExchange, in_memory, partial_of
 
 ONE, TWO = "ws://one", "ws://two"
 XBT, ETH = {"symbol": "XBTUSD", "lastPrice": 1.0}, {"symbol": "ETHUSD", "lastPrice": 2.0}
@@ -202,3 +209,98 @@ def test_control_messages_end_here_and_foreign_items_pass() -> None:
         assert apply(tables, item) == []
     foreign = object()
     assert apply(tables, foreign) == [foreign]
+
+
+# --- of one table, several sources
+
+
+def test_a_partial_with_other_keys_is_refused_while_another_source_keeps_rows_by_the_old_ones() -> None:
+    asked: list[str] = []
+    tables = TableApplier(resync=asked.append)
+    apply(tables, partial([ETH], {"symbol": "ETHUSD"}, TWO))
+    keys = ["symbol", "lastPrice"]
+    other = TableMessage("instrument", "partial", [XBT], 1, ONE, keys, {}, {}, {}, {"symbol": "XBTUSD"})
+    (mark,) = apply(tables, other)
+    assert (mark.action, mark.source, mark.filter) == ("stale", ONE, {"symbol": "XBTUSD"})
+    assert "its keys are ('symbol', 'lastPrice')" in mark.reason
+    assert (tables.stale, asked) == ({}, ["instrument"])
+    assert apply(tables, delta("update", {"symbol": "ETHUSD", "mark": 1}, source=TWO))[0].rows == [{**ETH, "mark": 1}]
+    apply(tables, Disconnected(3, TWO))  # what it had is lost anyway
+    assert brief(apply(tables, other)) == [("partial", {"symbol": "XBTUSD"}, [XBT])]
+
+
+def test_a_partial_with_rows_that_it_does_not_cover_is_refused_and_changes_nothing() -> None:
+    tables = TableApplier()
+    apply(tables, partial([ETH], {"symbol": "ETHUSD"}, TWO))
+    forged = {"symbol": "ETHUSD", "lastPrice": 9.0}
+    (mark,) = apply(tables, partial([XBT, forged], {"symbol": "XBTUSD"}))
+    assert (mark.action, mark.source) == ("stale", ONE)
+    assert list(tables.storage.data["instrument"].values()) == [ETH]
+    assert tables.stale == {}
+
+
+def test_a_public_partial_of_an_account_does_not_take_over_what_names_no_account() -> None:
+    tables = TableApplier()
+    apply(tables, partial([ETH], {"symbol": "ETHUSD"}, TWO))
+    (mark,) = apply(tables, partial([], {"account": 5}))
+    assert (mark.action, mark.source) == ("stale", ONE)
+    assert brief(apply(tables, delta("update", ETH, source=TWO))) == [("update", None, [ETH])]
+
+
+def test_where_a_refused_partial_is_of_no_known_topic_its_table_is_asked_for() -> None:
+    """Its filter may be what is wrong with it; a Connection takes a table to mean all its topics."""
+    asked: list[str] = []
+    tables = TableApplier(resync=asked.append)
+    apply(tables, partial([XBT], {"symbol": "XBTUSE"}))
+    assert asked == ["instrument"]
+
+
+# --- partials that are refused again and again
+
+
+async def test_partials_that_are_refused_again_and_again_are_asked_for_ever_more_rarely(autojump_clock: Any) -> None:
+    topics = ["instrument:XBTUSD", "orderBookL2:XBTUSD"]
+    exchange = ScriptedExchange()
+    for topic in topics:
+        exchange.partials[topic] = {**partial_of(topic, [{"symbol": "ETHUSD"}]), "keys": ["symbol"]}
+    tables, updates = TableApplier(), []
+    async with in_memory(exchange, subscribe=topics) as connection:
+        async with Pipeline.create(connection, Decoder(), tables, OrderBookMerger(), Tickers()) as pipeline:
+            async with pipeline.tap(tables) as tap:
+                with trio.move_on_after(600):
+                    while True:
+                        updates.append(await tap.receive())
+                assert {update.action for update in updates} == {"stale"}
+                asked = Counter(topic for op, args in exchange.commands if op == "unsubscribe" for topic in args)
+                assert set(asked) == set(topics)
+                assert all(13 <= times <= 17 for times in asked.values()), "0, 1, 3, 7, ... s, then once a minute"
+                exchange.partials.clear()  # the next one can be taken
+                healed = set()
+                with trio.fail_after(61):
+                    while len(healed) < 2:
+                        update = await tap.receive()
+                        if update.action == "partial":
+                            healed.add(update.table)
+    assert tables.storage.keys["instrument"] == ()
+
+
+async def test_a_topic_that_contradicts_each_of_its_partials_stays_marked_and_is_asked_for_ever_more_rarely(
+    autojump_clock: Any,
+) -> None:
+    exchange = ScriptedExchange()
+    exchange.partials["instrument"] = {**partial_of("instrument", [XBT]), "keys": ["symbol"]}
+    tables = TableApplier()
+    actions: list[str] = []
+    async with in_memory(exchange, subscribe=["instrument"]) as connection:
+        async with Pipeline.create(connection, Decoder(), tables) as pipeline:
+            async with pipeline.tap() as tap:
+                with trio.move_on_after(600):
+                    while True:
+                        update = await tap.receive()
+                        actions.append(update.action)
+                        if update.action == "partial":
+                            await exchange.send({"table": "instrument", "action": "delete", "data": [ETH]})
+                        assert set(tables.stale) <= {"instrument"}
+    asked = sum(op == "unsubscribe" for op, _ in exchange.commands)
+    assert 13 <= asked <= 17
+    assert actions == ["partial", "stale"] * (len(actions) // 2), "each loss is marked once, until the next partial"

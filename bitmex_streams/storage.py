@@ -356,6 +356,9 @@ class _Books:
 
     def replace(self, rows: Sequence[Row], filter: Mapping[str, Any]) -> None:
         fresh: dict[Any, dict[str, dict[int, Row]]] = {}
+        covered = filter.get("symbol")
+        if filter and (len(filter) > 1 or type(covered) is not str):  # which books that covers cannot be told
+            raise ValueError(f"its filter is not of a symbol: {_brief(filter)}")
         symbol = None
         for row in rows:
             if row.get("symbol") != symbol or symbol is None:
@@ -367,8 +370,7 @@ class _Books:
             if type(level) is not int or (side != "Buy" and side != "Sell"):
                 raise ValueError(f"a row without its key columns 'id' and 'side': {_brief(row)}")
             sides[side][level] = row
-        covered = filter.get("symbol")
-        for gone in [covered] if type(covered) is str else list(self.rows):
+        for gone in [covered] if filter else list(self.rows):
             fresh.setdefault(gone, {"Buy": {}, "Sell": {}})  # what has become empty stays known
         for symbol, sides in fresh.items():
             self.rows[symbol] = {side: SortedDict(levels) for side, levels in sides.items()}

@@ -61,6 +61,16 @@ def test_order_books_are_kept_by_symbol_side_and_id_and_have_no_key_tuples() -> 
         tables.storage.make_key("orderBookL2", row)
 
 
+@pytest.mark.parametrize("filter", [{"account": 5}, {"symbol": "XBTUSD", "side": "Buy"}, {"symbol": 5}, {"symbol": {}}])
+def test_a_partial_of_books_whose_filter_is_of_no_symbol_is_refused_and_empties_no_book(filter: dict[str, Any]) -> None:
+    tables = TableApplier()
+    row = {"symbol": "ETHUSD", "id": 7, "side": "Buy", "size": 1, "price": 10.0}
+    tables.process(TableMessage("orderBookL2", "partial", [row], 0, "ws://one", filter={"symbol": "ETHUSD"}))
+    (mark,) = tables.process(TableMessage("orderBookL2", "partial", [], 0, "ws://two", filter=filter))
+    assert (mark.action, mark.source) == ("stale", "ws://two")
+    assert tables.storage.orderbook["ETHUSD"]["Buy"] == {7: row}
+
+
 def test_a_key_that_cannot_be_made_is_an_error_in_words() -> None:
     tables = TableApplier()
     with pytest.raises(ValueError, match="no partial of it"):

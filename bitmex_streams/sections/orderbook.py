@@ -143,7 +143,7 @@ class OrderBookMerger(Operator):
         symbol = None
         try:
             if topic.filter and type(topic.scope) is not str:  # which books that covers cannot be told
-                raise ValueError(f"its filter is not of a symbol: {repr(dict(topic.filter))[:80]}")
+                raise ValueError(f"its filter is not of a symbol: {dict(topic.filter)!r:.80}")
             for row in item.rows:
                 if row.get("symbol") != symbol or symbol is None:
                     symbol = row.get("symbol")
@@ -161,8 +161,8 @@ class OrderBookMerger(Operator):
             return self._contradicted([topic], reason, received, ask=self.table)
         self._coverage.cover(topic)
         # What it covers and has no rows of is empty.
-        for covered in list(self.books) if topic.scope is None else [topic.filter.get("symbol")]:
-            if type(covered) is str and covered not in levels:
+        for covered in list(self.books) if topic.scope is None else [topic.scope]:
+            if covered not in levels:
                 levels[covered] = Levels(())
         ahead = self._coverage.announced(source) is not None
         updates = []

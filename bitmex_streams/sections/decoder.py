@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable
+from math import isfinite
 from typing import Any, Literal
 
 import msgspec
@@ -68,7 +69,7 @@ class Decoder(Operator):
     the nested levels of orderBook10 whole numbers stay int.) None: floats, and whole prices as int, as on the wire.
 
     ``on_error``: what becomes of a message that cannot be decoded (no JSON, or of a shape that the protocol does not
-    have): ``"stale"`` puts out a `StateLost` mark in its place and logs a warning on the logger ``bitmex_streams``;
+    have; nested more than 256 levels deep; with a fraction or exponent beyond what a float holds): ``"stale"`` puts out a `StateLost` mark in its place and logs a warning on the logger ``bitmex_streams``;
     its ``topic`` is the table where that can still be told, else None (every table of that source). ``"raise"``
     raises `DecodeError`. Both name the source and the line, what was wrong, and the beginning of the message.
 
@@ -84,7 +85,7 @@ class Decoder(Operator):
             raise ValueError(f'on_error must be "stale" or "raise", not {on_error!r}')
         self.number = number
         self.on_error = on_error
-        self._decode = msgspec.json.Decoder(_Envelope, float_hook=number).decode
+        self._decode = msgspec.json.Decoder(_Envelope, float_hook=None if number is None else _bounded(number)).decode
         self._decode_any = msgspec.json.Decoder().decode
         self._float_columns: dict[tuple[str, str], tuple[str, ...]] = {}  # by source and table
 
@@ -218,6 +219,17 @@ def _control(content: dict[str, Any], received: int, source: str) -> Any:
             limit if isinstance(limit, dict) else None,
         )
     return Help(received, source, content)
+
+
+def _bounded(number: Callable[[str], Any]) -> Callable[[str], Any]:
+    """``number`` of what floats can be as large as: a Decimal of 1e9999999 could not be reckoned with."""
+
+    def bounded(digits: str) -> Any:
+        if not isfinite(float(digits)):
+            raise OverflowError(f"a number out of range: {digits:.80}")
+        return number(digits)
+
+    return bounded
 
 
 def _may_be_deep(data: str | bytes, rows: int) -> bool:

@@ -287,3 +287,12 @@ def test_the_types_of_one_connections_partial_are_nothing_to_another() -> None:
     for source, kind in (("ws://one", Decimal), ("ws://two", int)):
         (message,) = decoder.process(RawMessage(2, delta, source))
         assert type(message.rows[0]["leverage"]) is kind
+
+
+@pytest.mark.parametrize("number", [None, Decimal])
+def test_a_number_that_is_larger_than_any_float_cannot_be_decoded(number: Any) -> None:
+    for digits in ("1e999", "-1E+9999999"):
+        text = f'{{"table":"trade","action":"insert","data":[{{"price":{digits}}}]}}'
+        assert type(decode(text, Decoder(number))) is StateLost
+    text = '{"table":"trade","action":"insert","data":[{"price":1e300}]}'
+    assert decode(text, Decoder(number)).rows == [{"price": (number or float)("1e300")}]

@@ -69,9 +69,10 @@ class Decoder(Operator):
     the nested levels of orderBook10 whole numbers stay int.) None: floats, and whole prices as int, as on the wire.
 
     ``on_error``: what becomes of a message that cannot be decoded (no JSON, or of a shape that the protocol does not
-    have; nested more than 256 levels deep; with a fraction or exponent beyond what a float holds): ``"stale"`` puts out a `StateLost` mark in its place and logs a warning on the logger ``bitmex_streams``;
-    its ``topic`` is the table where that can still be told, else None (every table of that source). ``"raise"``
-    raises `DecodeError`. Both name the source and the line, what was wrong, and the beginning of the message.
+    have; nested more than 256 levels deep; with a fraction or exponent beyond what a float holds): ``"stale"`` puts
+    out a `StateLost` mark in its place and logs a warning on the logger ``bitmex_streams``; its ``topic`` is the table
+    where that can still be told, else None (every table of that source). ``"raise"`` raises `DecodeError`. Both name
+    the source and the line, what was wrong, and the beginning of the message.
 
     The text ``pong`` becomes `Pong`; a JSON object of no known kind becomes `Help`. Where a message echoes an
     ``authKeyExpires`` command, in whatever place, its arguments are masked (``***``) everywhere in that message; only

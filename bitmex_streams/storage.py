@@ -79,31 +79,40 @@ class Storage:
         self.tables: dict[str, _Table] = {}
         self.orders: _Orders | None = None  # the table order, where there is one
 
-    def open(
-        self, table: str, keys: Sequence[str] | None, attributes: Mapping[str, Any], types: Mapping[str, Any]
+    def load(
+        self,
+        table: str,
+        rows: Sequence[Row],
+        filter: Mapping[str, Any],
+        keys: Sequence[str] | None,
+        attributes: Mapping[str, Any],
+        types: Mapping[str, Any],
+        received: int,
     ) -> _Table:
-        """The table, made anew where it is not there yet or had other keys. ``keys``: as sent with a partial; None:
-        as before."""
+        """Take a partial; the table that has its rows then, which is a new one where there was none, or one with other
+        keys. ``keys``: as sent; None: as before. Raises ValueError, and changes nothing, where it cannot be taken."""
         found = self.tables.get(table)
         if found is not None and (keys is None or tuple(keys) == found.keys or table in BOOK_TABLES):
+            found.replace(rows, filter)
             return found
         made: _Table
         columns = tuple(keys or ())
         if table in BOOK_TABLES:
-            made, columns = _Books(self.data.setdefault(table, {})), BOOK_KEYS
+            made, columns = _Books(self.orderbook if table == "orderBookL2" else {}), BOOK_KEYS
         elif columns and table == "order":
-            made = self.orders = _Orders(columns, self.max_rows)
+            made = _Orders(columns, self.max_rows, received)
         elif columns:
             made = _Keyed(columns, self.max_rows if "timestamp" in columns else None)
         else:
             columns = tuple(column for column, kind in attributes.items() if kind == "sorted")
             columns = columns or (("timestamp",) if "timestamp" in types else ())
             made = _Log(columns, self.max_rows)
-        if table == "order" and made is not self.orders:
-            self.orders = None
+        made.replace(rows, filter)
         self.data[table] = made.rows
         self.keys[table] = columns
         self.tables[table] = made
+        if table == "order":
+            self.orders = made if isinstance(made, _Orders) else None
         return made
 
     def make_key(self, table: str, row: Mapping[str, Any]) -> Key:
@@ -253,9 +262,9 @@ class _Orders(_Keyed):
     What is said of them later is no contradiction, unless it is that one lives again: then it is missing here.
     """
 
-    def __init__(self, columns: tuple[str, ...], max_closed: int | None) -> None:
+    def __init__(self, columns: tuple[str, ...], max_closed: int | None, now: int) -> None:
         super().__init__(columns, None)
-        self.now = 0
+        self.now = now
         self.max_closed = max_closed
         self.closed: OrderedDict[Key, int] = OrderedDict()  # when (received) the row was closed, or last said to be
         self.left: OrderedDict[Key, None] = OrderedDict()  # the last that left, oldest first

@@ -140,6 +140,7 @@ def test_a_closed_order_leaves_after_its_minute_with_the_next_message_of_whateve
 def test_closed_orders_of_a_partial_and_of_an_insert_leave_too() -> None:
     tables = open_orders(order(1, "Filled"), order(2))
     tables.process(orders("insert", order(3, "Rejected"), at=0.5))
+    assert kept(tables) == ["id-1", "id-2", "id-3"]
     tables.process(orders("insert", order(4), at=1))
     assert kept(tables) == ["id-2", "id-3", "id-4"]
     tables.process(orders("insert", order(5), at=1.5))

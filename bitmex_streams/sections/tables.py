@@ -101,8 +101,9 @@ class TableApplier(Operator):
         before = self.storage.tables.get(table)
         try:
             self._check(message, topic)
-            opened = self.storage.open(table, message.keys, message.attributes or {}, message.types or {})
-            opened.replace(rows, filter)
+            opened = self.storage.load(
+                table, rows, filter, message.keys, message.attributes or {}, message.types or {}, message.received
+            )
         except ValueError as error:
             concerned = self._coverage.concerned(source, topic.name)
             reason = f"a partial cannot be taken: {error}"

@@ -177,6 +177,15 @@ def test_a_table_with_other_keys_than_before_starts_anew() -> None:
     assert dict(tables.storage.data["instrument"]) == {("XBTUSD", 1.0): XBT}
 
 
+def test_a_partial_with_other_keys_that_cannot_be_taken_leaves_the_table_as_it_was() -> None:
+    tables = TableApplier()
+    apply(tables, partial([ETH], {"symbol": "ETHUSD"}))
+    message = TableMessage("instrument", "partial", [XBT], 1, ONE, ["symbol", "x"], {}, {}, {}, {"symbol": "XBTUSD"})
+    assert [(update.action, update.filter) for update in apply(tables, message)] == [("stale", {"symbol": "XBTUSD"})]
+    assert dict(tables.storage.data["instrument"]) == {("ETHUSD",): ETH}
+    assert apply(tables, delta("update", {"symbol": "ETHUSD", "mark": 1}))[0].rows == [{**ETH, "mark": 1}]
+
+
 def test_a_loss_that_is_announced_shows_at_once_and_in_the_stream_in_its_turn() -> None:
     tables = TableApplier()
     apply(tables, partial([XBT]))

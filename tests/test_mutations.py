@@ -397,8 +397,6 @@ class Run:
         self.good_step(partials=True)
         while self.mutated < number:
             for (partials, deltas), state in zip(self.bad.parts, expected, strict=True):
-                for text in random.sample(partials, 3):  # on the way a partial is mutated, too
-                    self.mutate(text)
                 for text in partials:
                     self.bad_step(text)
                 check_state(state_of(self.other, self.bad), state)  # right again with the next partials
@@ -408,7 +406,7 @@ class Run:
                     if random.random() < 0.2:
                         self.bad_step(text)
                         continue
-                    self.mutate(text)
+                    self.mutate(random.choice(partials) if random.random() < 0.05 else text)
                     if random.random() < 0.001:
                         self.other.apply(Disconnected(self.now, BAD))
                 if self.mutated >= number:

@@ -158,7 +158,7 @@ def rename(text: str, random: Random) -> bytes | str:
 
 
 def nest(text: str, random: Random) -> bytes | str:
-    depth = random.choice((1, 2, 10, 200, 300, random.randint(930, 1000), random.randint(9900, 10_000), 100_000))
+    depth = random.choice((1, 2, 10, 200, 300, random.randint(930, 1000), random.randint(9900, 10_000), 20_000))
     opening, closing = random.choice((("[", "]"), ('{"a":', "}"), ('[{"a":', "}]")))
     deep = opening * depth + "1" + closing * depth
     changed = change(text, random, lambda outer, key: outer.__setitem__(key, "@deep"))
@@ -230,7 +230,7 @@ class Chain:
     def __init__(self, number: Any, account: int, asked: list[str] | None = None) -> None:
         self.asked: list[str] = [] if asked is None else asked
         self.decoder, self.strict = Decoder(number), Decoder(number, on_error="raise")
-        self.tables = TableApplier(max_rows=50, resync=self.asked.append)
+        self.tables = TableApplier(max_rows=20, resync=self.asked.append)
         self.books, self.direct = (OrderBookMerger(resync=self.asked.append) for _ in range(2))
         self.positions, self.margin = Positions(account), Margin(account)
         self.followers: list[Operator] = [

@@ -224,8 +224,8 @@ class Faults:
     def drop(self, *, reset: bool = True, topic: str | None = None) -> int:
         """Break the TCP connection, without a close frame. What waited for the client is lost.
 
-        The client sees a reset (RST); with ``reset=False`` an orderly end of the stream (FIN). Clients that are still
-        in their handshake are dropped, too.
+        The client sees a reset (RST); with ``reset=False`` an orderly end of the stream (FIN), unless there are bytes
+        of the client that nobody has read. Clients that are still in their handshake are dropped, too.
         """
         lines = self._of(topic)
         for line in lines:

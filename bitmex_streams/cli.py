@@ -59,7 +59,7 @@ from .auth import Credentials
 from .exchange import DEFAULT_SYMBOLS, open_exchange
 from .exchange.demo import DEMO_API_KEY, DEMO_API_SECRET, open_demo_account
 from .protocol import PRIVATE_TABLES, PUBLIC_TABLES, check_topic
-from .terminal import Account, Terminal, View, table, tops
+from .terminal import AccountView, Terminal, View, table, tops
 from .timestamps import to_iso
 
 __all__ = ["app"]
@@ -118,9 +118,9 @@ def watch(
         str | None,
         typer.Option(
             metavar="KEY",
-            help="The API key of an account on the network, to see that too  [default: BITMEX_API_KEY]. Its secret comes "
-            "from BITMEX_API_SECRET, or is asked for. There is no option for it, as everybody on this computer can "
-            "read those.",
+            help="The API key of an account on the network, to see that, too  [default: $BITMEX_API_KEY]. Its secret "
+            "is taken from $BITMEX_API_SECRET, or asked for: there is no option for it, for everybody on this "
+            "computer can read a program's options.",
         ),
     ] = None,
     json: JSON = False,
@@ -141,17 +141,17 @@ def watch(
     embedded = not replay and not network
     terminal = None if json or sys.stdout is None or not sys.stdout.isatty() else Terminal()
     wanted = _checked(topics or (() if replay else DEFAULT_TOPICS), private=not network or bool(api_key))
-    account = Account() if embedded or api_key else None
+    account = AccountView() if embedded or api_key else None
     subscribed = _with_account(wanted) if account else wanted
     source: Source | None = None
     try:
         if replay:
             source = Replay(*replay, speed=1.0 if speed is None and terminal else speed)
         elif network:
-            source = Connection(network, subscribe=subscribed)  # before the secret is asked for
+            source = Connection(network, subscribe=subscribed)
     except ValueError as error:
         raise _wrong(str(error), "--speed" if replay else "--network") from None
-    if network and api_key:
+    if network and api_key:  # when all else is right: now the secret may be asked for
         source = Connection(network, subscribe=subscribed, api_key=api_key, api_secret=_secret_of(api_key))
     if embedded:
         for symbol in (topic.partition(":")[2] for topic in wanted):
@@ -346,7 +346,7 @@ class Shown(Operator):
 async def _watch(
     opened: AbstractAsyncContextManager[Any],
     topics: tuple[str, ...],
-    account: Account | None,
+    account: AccountView | None,
     terminal: Terminal | None,
 ) -> None:
     decoder, tables, books = Decoder(), TableApplier(), _books()

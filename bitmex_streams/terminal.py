@@ -21,6 +21,7 @@ from .messages import (
     Disconnected,
     ErrorMessage,
     Fill,
+    FillsMissing,
     MarginState,
     OrderState,
     Position,
@@ -38,7 +39,7 @@ from .storage import BOOK_TABLES
 from .tap import Tap
 from .timestamps import to_iso
 
-__all__ = ["Account", "Terminal", "View", "table", "tops"]
+__all__ = ["AccountView", "Terminal", "View", "table", "tops"]
 
 LADDER_WIDTH = 42
 ACCOUNT_WIDTH = 38
@@ -84,7 +85,7 @@ class View:
         source: str,
         tables: TableApplier,
         books: Sequence[OrderBookMerger],
-        account: Account | None = None,
+        account: AccountView | None = None,
         hidden: Collection[str] = (),
     ) -> None:
         self._source = source
@@ -125,24 +126,24 @@ class View:
         storage = self._tables.storage
         books = [book for merger in self._books for book in merger.books.values()]
         others = [name for name in storage.tables if name not in self._hidden]
-        account, watched = self._account, {book.symbol for book in books}
+        watched = {book.symbol for book in books}
         parts: list[Any] = [self._status()]
         drawn: dict[str, list[Any]] = {}
         lines = height - 2  # the status may take two; each table: a blank line, title, head, rule, and its rows
-        ladders = len(books) * LADDER_WIDTH if len(books) * LADDER_WIDTH <= width + 2 else 0
-        beside = account is not None and bool(ladders) and width - ladders >= ACCOUNT_WIDTH
-        below = 0 if account is None or beside else max(ACCOUNT_LINES, lines // 3)
-        lines -= below + 1 if below else 0
+        ladders = len(books) * LADDER_WIDTH if len(books) * LADDER_WIDTH <= width + 1 else 0
+        beside = self._account if ladders and width - ladders >= ACCOUNT_WIDTH else None
+        below = self._account if beside is None else None
+        below_lines = max(ACCOUNT_LINES, lines // 3) if below else 0
+        lines -= below_lines + 1 if below else 0
         if ladders:
             room = max(lines // 2, lines - (7 if beside else 9) * len(others))
             depth = max(1, min(MAX_DEPTH, (room - 5) // 2))
             drawing: Any = Columns([ladder(book, depth) for book in books])
             if beside:
-                assert account is not None
                 grid = Table.grid(padding=0)
                 grid.add_column(width=ladders)
                 grid.add_column(width=width - ladders)
-                grid.add_row(drawing, Group(*account.draw(width - ladders, 2 * depth + 4, watched)))
+                grid.add_row(drawing, Group(*beside.draw(width - ladders, 2 * depth + 4, watched)))
                 drawing = grid
             parts += "", drawing
             lines -= 2 * depth + 5
@@ -163,8 +164,7 @@ class View:
         for name in others:
             parts += "", *drawn[name]
         if below:
-            assert account is not None
-            parts += "", *account.draw(width, below, watched)
+            parts += "", *below.draw(width, below_lines, watched)
         return Group(*parts)
 
     def _status(self) -> Text:
@@ -191,12 +191,23 @@ class Column(NamedTuple):
     right: bool = True
 
 
-class Account:
+class LastFills(Fills):
+    """Fills that remember whether some may be missing."""
+
+    incomplete = False
+
+    def process(self, item: Any) -> Iterable[Any]:
+        told = super().process(item)
+        self.incomplete = self.incomplete or any(type(item) is FillsMissing for item in told)
+        return told
+
+
+class AccountView:
     """The sections that follow an account, and how they are shown: positions, margin, open orders, the last fills."""
 
     def __init__(self) -> None:
         self.orders = Orders()
-        self.fills = Fills(keep=1000)
+        self.fills = LastFills(keep=1000)
         self.positions = Positions()
         self.margin = Margin()
         self.sections = self.orders, self.fills, self.positions, self.margin
@@ -226,6 +237,8 @@ class Account:
             title = Text(name if items else f"{name}: none", "bold")
             if len(items) > shares[name] and name != "fills":
                 title.append(f" {shares[name]}/{len(items)}")
+            if section is self.fills and self.fills.incomplete:
+                title.append(" (some may be missing)", "yellow")
             if section.stale:
                 title.append(" STALE", "yellow")
             drawn += [""] * (gap and bool(drawn)) + compact(
@@ -249,9 +262,8 @@ def compact(title: Text, columns: Sequence[Column], items: Sequence[Any], width:
     chosen.sort()
     for index in chosen:
         made.add_column(names[index], justify="right" if columns[index].right else "left", no_wrap=True)
-    for number, item in enumerate(items):
-        style = "dim" if getattr(item, "stale", False) else ""
-        made.add_row(*(cells[index][number] for index in chosen), style=style)
+    for row, item in enumerate(items):
+        made.add_row(*(cells[index][row] for index in chosen), style="dim" if getattr(item, "stale", False) else "")
     return [made] if fits else [title, made]
 
 

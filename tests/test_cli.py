@@ -481,6 +481,7 @@ def test_watch_with_a_key_shows_the_account_as_its_fills_make_it_and_then_stale(
             assert watching.returncode == 1 and url in err
     ends = [json.loads(line) for line in out.splitlines()]
     assert all(of(table, ends)[-1]["stale"] for table in ("position", "margin"))
+    assert "stream ended" in of("execution", ends)[-1]["reason"]  # from here on, fills may be missing
     assert {line["table"] for line in ends if line.get("action") == "stale"} == {*ACCOUNT, "trade"}
 
 

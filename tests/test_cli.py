@@ -531,13 +531,13 @@ def test_a_key_that_is_refused_is_told_in_the_words_of_the_exchange_without_the_
 
 
 def test_no_secret_is_in_any_output():
-    with an_exchange("--rate", "100") as (_, url):
-        for where in ([], ["--json"]):
+    for where in ([], ["--json"]):
+        with an_exchange("--rate", "100") as (_, url):
             with Terminal("watch", "--network", url, *where, env=DEMO) as terminal:
                 assert terminal.read_until(lambda shown: "margin" in shown and "fee" in shown)
                 terminal.process.terminate()
                 assert terminal.end() == 143
-            assert DEMO_API_SECRET not in terminal.raw and DEMO_API_KEY not in terminal.raw
+        assert DEMO_API_SECRET not in terminal.raw and DEMO_API_KEY not in terminal.raw
     for secret in ("with spaces in", "with-ümlaut"):
         options = ["--network", "testnet", "--api-key", "k"]
         out, err = run("watch", *options, env={"BITMEX_API_SECRET": secret}, code=2)

@@ -42,7 +42,7 @@ def pytest_configure(config):
 def pytest_runtest_logreport(report):
     """What a test has printed and logged, and what is said of its failure."""
     text = "\n".join([*(content for _, content in report.sections), report.longreprtext])
-    if any(secret in text for secret in SECRETS):
+    if any(len(secret) >= 12 and secret in text for secret in SECRETS):  # a test's "s3" is in other words by chance
         LEAKS.append(report.nodeid)
 
 

@@ -23,7 +23,7 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Message, Ping, Pong, Request, TextMessage
 from wsproto.extensions import PerMessageDeflate
 
-from bitmex_streams import Connection, Pipeline
+from bitmex_streams import Connection
 from bitmex_streams.errors import ConnectionFailed
 from bitmex_streams.fast import FastTransport
 from bitmex_streams.transport import TRANSPORTS, TransportClosed

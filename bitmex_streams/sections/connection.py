@@ -14,6 +14,7 @@ import ssl
 import time
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from importlib import import_module
 from typing import Any
 
 import msgspec
@@ -142,8 +143,8 @@ class Connection(Source):
         if isinstance(transport, str):
             if transport not in TRANSPORTS:
                 raise ValueError(f"there is no transport {transport!r}; there are: {', '.join(sorted(TRANSPORTS))}")
-            if transport == "fast":  # say at once what is missing
-                from .. import fast  # noqa: F401
+            if transport == "fast":
+                import_module("bitmex_streams.fast")  # to say at once what is missing
             transport = TRANSPORTS[transport]
         self._credentials = Credentials.of(api_key, api_secret)
         if dead_mans_switch and self._credentials is None:

@@ -9,6 +9,7 @@ https://www.bitmex.com/app/wsAPI#Authentication). The signature goes into the ha
 from __future__ import annotations
 
 import hmac
+import random
 import re
 import time
 from collections.abc import Iterator
@@ -22,7 +23,8 @@ __all__ = ["Credentials", "mask", "masked", "may_hold_key", "refused", "signatur
 
 WEBSOCKET_PATH = "/realtime"
 VALIDITY = 60
-"""Seconds that a signature is valid for: so far may the clocks be apart."""
+"""Seconds that a signature is valid for at least: so far may the clocks be apart."""
+_spread = random.randrange(60)  # of each process its own, or two that start together would sign the same
 
 
 def signature(secret: str, verb: str, path: str, expires: int, body: str = "") -> str:
@@ -67,10 +69,10 @@ class Credentials:
         raise TypeError("Credentials are not pickled: a secret does not belong into what leaves the process")
 
     def expires(self) -> int:
-        """When the next signature expires (s since the epoch): a minute from now, and never twice the same for a key
-        in this process, for the exchange may refuse a signature that it has seen.
+        """When the next signature expires (s since the epoch): one to two minutes from now, and never twice the same
+        for a key in this process, for the exchange may refuse a signature that it has seen.
         """
-        expires = max(int(time.time()) + VALIDITY, _last_expires.get(self.key, 0) + 1)
+        expires = max(int(time.time()) + VALIDITY + _spread, _last_expires.get(self.key, 0) + 1)
         _last_expires[self.key] = expires
         return expires
 

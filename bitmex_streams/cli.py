@@ -15,10 +15,11 @@ import os
 import signal
 import sys
 from collections import Counter, defaultdict
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import ExitStack, asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Iterator
+from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanager, nullcontext
 from difflib import get_close_matches
 from functools import partial
+from getpass import getpass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -35,10 +36,15 @@ from . import (
     Connection,
     Decoder,
     Disconnected,
+    Fill,
+    FillsMissing,
+    MarginState,
     Operator,
     OrderBook,
     OrderBookMerger,
+    OrderState,
     Pipeline,
+    Position,
     Replay,
     Source,
     StateLost,
@@ -49,15 +55,22 @@ from . import (
     Tap,
     __version__,
 )
+from .auth import Credentials
 from .exchange import DEFAULT_SYMBOLS, open_exchange
+from .exchange.demo import DEMO_API_KEY, DEMO_API_SECRET, open_demo_account
 from .protocol import PRIVATE_TABLES, PUBLIC_TABLES, check_topic
-from .terminal import Terminal, View, table, tops
+from .terminal import AccountView, Terminal, View, table, tops
 from .timestamps import to_iso
 
 __all__ = ["app"]
 
 DEFAULT_TOPICS = ("orderBookL2:XBTUSD", "trade:XBTUSD")
 REFRESH_SECONDS = 0.1
+ACCOUNT_KINDS: dict[type, str] = {
+    OrderState: "order", Fill: "execution", FillsMissing: "execution", Position: "position", MarginState: "margin",
+}  # fmt: skip
+"""The items of an account, and the tables that they are made of."""
+ACCOUNT_TABLES = tuple(dict.fromkeys(ACCOUNT_KINDS.values()))
 
 app = typer.Typer(
     help="BitMEX's realtime feed: live, recorded or simulated.",
@@ -101,28 +114,51 @@ def watch(
     speed: Annotated[
         float | None, typer.Option(help="Of a recording: 1 is real time  [default: 1; in a pipe, as fast as it can]")
     ] = None,
+    api_key: Annotated[
+        str | None,
+        typer.Option(
+            metavar="KEY",
+            help="The API key of an account on the network, to see that, too  [default: $BITMEX_API_KEY]. Its secret "
+            "is taken from $BITMEX_API_SECRET, or asked for: there is no option for it, for everybody on this "
+            "computer can read a program's options.",
+        ),
+    ] = None,
     json: JSON = False,
 ) -> None:
-    """Show books, trades and other tables as they change: a live view on a terminal, JSON in a pipe."""
+    """Show books, trades and other tables as they change, and an account: a live view on a terminal, JSON in a pipe.
+
+    The embedded exchange has an account to look at.
+    """
     if replay and network:
         raise _wrong("a recording is no network: give one of --network and --replay", "--network")
     if speed is not None and not replay:
         raise _wrong("only a recording has a speed: give --replay FILE too", "--speed")
+    if api_key is not None and not network:
+        which = "a recording" if replay else "the embedded exchange, which has an account of its own,"
+        raise _wrong(f"{which} takes no key: give --network too", "--api-key")
+    if network and not api_key:
+        api_key = os.environ.get("BITMEX_API_KEY")
+    embedded = not replay and not network
     terminal = None if json or sys.stdout is None or not sys.stdout.isatty() else Terminal()
-    wanted = _checked(topics or (() if replay else DEFAULT_TOPICS), private=bool(replay))
+    wanted = _checked(topics or (() if replay else DEFAULT_TOPICS), private=not network or bool(api_key))
+    account = AccountView() if embedded or api_key else None
+    subscribed = _with_account(wanted) if account else wanted
     source: Source | None = None
     try:
         if replay:
             source = Replay(*replay, speed=1.0 if speed is None and terminal else speed)
         elif network:
-            source = Connection(network, subscribe=wanted)
+            source = Connection(network, subscribe=subscribed)
     except ValueError as error:
         raise _wrong(str(error), "--speed" if replay else "--network") from None
-    if source is None:
+    if network and api_key:  # when all else is right: now the secret may be asked for
+        source = Connection(network, subscribe=subscribed, api_key=api_key, api_secret=_secret_of(api_key))
+    if embedded:
         for symbol in (topic.partition(":")[2] for topic in wanted):
             if symbol and symbol not in DEFAULT_SYMBOLS:
                 raise _wrong(f"the embedded exchange has no {symbol!r}: it lists {', '.join(DEFAULT_SYMBOLS)}", "TOPIC")
-    _run(partial(_watch, source, wanted, terminal))
+    opened = _embedded(subscribed) if embedded else nullcontext(source)
+    _run(partial(_watch, opened, wanted, account, terminal))
 
 
 @app.command()
@@ -163,12 +199,43 @@ def _checked(topics: Iterable[str], private: bool) -> tuple[str, ...]:
         if name in tables.values():
             continue
         if name in PRIVATE_TABLES:
-            raise _wrong(f"{name} is a table of one account: it takes an API key, which this command does not", "TOPIC")
+            raise _wrong(f"{name} is a table of an account: give --api-key, or set BITMEX_API_KEY", "TOPIC")
         close = get_close_matches(name.lower(), tables, n=1, cutoff=0.5)
         known = ", ".join(sorted(tables.values()))
         hint = f"did you mean {tables[close[0]]}{colon}{symbol}?" if close else f"there are {known}"
         raise _wrong(f"there is no table {name!r}: {hint}", "TOPIC")
     return tuple(dict.fromkeys(topics))
+
+
+def _with_account(topics: tuple[str, ...]) -> tuple[str, ...]:
+    """The topics, and those of the account's tables that none of them names."""
+    return *topics, *(name for name in ACCOUNT_TABLES if name not in _tables_of(topics))
+
+
+def _tables_of(topics: Iterable[str]) -> frozenset[str]:
+    return frozenset(topic.partition(":")[0] for topic in topics)
+
+
+def _secret_of(api_key: str) -> str:
+    """The secret of a key, which is not shown: from the environment, or whoever sits at the terminal."""
+    secret = os.environ.get("BITMEX_API_SECRET")
+    if not secret:
+        if sys.stdin is None or not sys.stdin.isatty():
+            raise _wrong("its secret is missing: set BITMEX_API_SECRET (there is no terminal to ask on)", "--api-key")
+        try:
+            secret = getpass("API secret (is not shown): ")
+        except KeyboardInterrupt:
+            print(file=sys.stderr)
+            raise typer.Exit(128 + signal.SIGINT) from None
+        except EOFError:
+            secret = ""
+        if not secret:
+            raise _wrong("no secret was given", "--api-key")
+    try:
+        Credentials(api_key, secret)
+    except ValueError as error:
+        raise _wrong(str(error), "--api-key") from None
+    return secret
 
 
 # --- running, and ending ---
@@ -265,28 +332,46 @@ def _books() -> tuple[Books, Books]:
     return Books(), Books(table="orderBookL2_25")
 
 
-async def _watch(source: Source | None, topics: tuple[str, ...], terminal: Terminal | None) -> None:
+class Shown(Operator):
+    """Without the rows of the account's tables that were not asked for: its own items tell of them. Marks pass."""
+
+    def __init__(self, hidden: Collection[str]) -> None:
+        self._hidden = hidden
+
+    def process(self, item: Any) -> Iterable[Any]:
+        hidden = type(item) is TableUpdate and item.table in self._hidden and item.action != "stale"
+        return () if hidden else (item,)
+
+
+async def _watch(
+    opened: AbstractAsyncContextManager[Any],
+    topics: tuple[str, ...],
+    account: AccountView | None,
+    terminal: Terminal | None,
+) -> None:
     decoder, tables, books = Decoder(), TableApplier(), _books()
+    hidden = frozenset(ACCOUNT_TABLES) - _tables_of(topics) if account else frozenset()
+    narrow = TopicFilter(_with_account(topics) if account else topics)
+    sections = account.sections if account else ()
     async with (
-        _given_or_embedded(source, topics) as feed,
-        Pipeline.create(feed, decoder, TopicFilter(topics), tables, *books) as pipeline,
+        opened as feed,
+        Pipeline.create(feed, decoder, narrow, tables, *sections, *books, Shown(hidden)) as pipeline,
     ):
         if terminal is None:
             written = await _write_lines(pipeline.tap())
             if not written and topics:
                 print(f"bitmex-streams: nothing came of {', '.join(topics)}", file=sys.stderr)
         else:
-            view = View(feed.url if isinstance(feed, Connection) else getattr(feed, "source", ""), tables, books)
+            source = feed.url if isinstance(feed, Connection) else getattr(feed, "source", "")
+            view = View(source, tables, books, account, hidden)
             await _show(view, pipeline.tap(decoder, overflow="latest", key=type), terminal)
 
 
 @asynccontextmanager
-async def _given_or_embedded(source: Source | None, topics: tuple[str, ...]) -> AsyncIterator[Source]:
-    if source is not None:
-        yield source
-        return
+async def _embedded(topics: tuple[str, ...]) -> AsyncIterator[Connection]:
     async with open_exchange(rate=60.0) as exchange:
-        yield Connection(exchange.url, subscribe=topics)
+        open_demo_account(exchange)
+        yield Connection(exchange.url, subscribe=topics, api_key=DEMO_API_KEY, api_secret=DEMO_API_SECRET)
 
 
 async def _show(view: View, news: Tap, terminal: Terminal) -> None:
@@ -321,7 +406,11 @@ _MODERN = "abandon_on_cancel" in inspect.signature(trio.to_thread.run_sync).para
 ABANDON: dict[str, Any] = {"abandon_on_cancel" if _MODERN else "cancellable": True}
 
 
-def _line(item: BookUpdate | TableUpdate) -> bytes:
+def _line(item: Any) -> bytes:
+    table = ACCOUNT_KINDS.get(type(item))
+    if table is not None:
+        values = {name: getattr(item, name) for name in item.__struct_fields__ if name not in ("row", "source")}
+        return msgspec.json.encode({"table": table, **values}) + b"\n"
     fields = ["table", "action", "rows", "received"]
     if isinstance(item, BookUpdate):
         fields = ["table", "symbol", "best_bid", "best_ask", "stale", "timestamp", "received"]
@@ -345,8 +434,11 @@ def _write(data: bytes) -> None:
 async def _serve(*, host: str, port: int, **options: Any) -> None:
     try:
         async with open_exchange(host=host, port=port, **options) as exchange:
+            open_demo_account(exchange, seed=options["seed"], trading=options["rate"] > 0)
+            demo = f"BITMEX_API_KEY={DEMO_API_KEY} BITMEX_API_SECRET={DEMO_API_SECRET}"
+            watching = f"bitmex-streams watch --network {exchange.url}"
             print(exchange.url, flush=True)
-            print("Until Ctrl-C. To see it: bitmex-streams watch --network", exchange.url, file=sys.stderr)
+            print(f"Until Ctrl-C. To see it, and its demo account:\n{demo} {watching}", file=sys.stderr)
             await trio.sleep_forever()
     except ValueError as error:
         raise _wrong(str(error)) from None

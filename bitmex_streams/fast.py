@@ -211,7 +211,7 @@ class FastTransport(Dialer):
         if status is not None and 200 <= status < 300 and answer.head.endswith(b"\r\n\r\n"):
             return
         if status is None or 200 <= status < 300:
-            did = f"answered what is no HTTP (it begins {answer.head[:60]!r})" if answer.head else "hung up"
+            did = f"answered {answer.head[:100]!r}" if answer.head else "hung up"
             raise ConnectionFailed(f"no connection to {self.url}{self._via}: the proxy {did}; is it an HTTP proxy?")
         said = f": {answer.words}" if answer.words else ""
         advice = f"; its user name and password belong into {variable}" if status == 407 else ""

@@ -1,11 +1,13 @@
-"""What a terminal shows of a pipeline: a ladder for each book, the newest rows of each table, a line of status."""
+"""What a terminal shows of a pipeline: a ladder for each book, an account, the newest rows of each table, a line of
+status.
+"""
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from itertools import islice
-from typing import Any
+from typing import Any, NamedTuple
 
 import trio
 from rich import box
@@ -14,24 +16,49 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from .messages import Connected, Disconnected, ErrorMessage, Row, StateLost
+from .messages import (
+    Connected,
+    Disconnected,
+    ErrorMessage,
+    Fill,
+    FillsMissing,
+    MarginState,
+    OrderState,
+    Position,
+    Row,
+    StateLost,
+)
 from .orderbook import OrderBook
+from .sections.fills import Fills
+from .sections.margin import Margin
 from .sections.orderbook import OrderBookMerger
+from .sections.orders import Orders
+from .sections.positions import Positions
 from .sections.tables import TableApplier
 from .storage import BOOK_TABLES
 from .tap import Tap
 from .timestamps import to_iso
 
-__all__ = ["Terminal", "View", "table", "tops"]
+__all__ = ["AccountView", "Terminal", "View", "table", "tops"]
 
-LADDER_WIDTH = 40
+LADDER_WIDTH = 42
+ACCOUNT_WIDTH = 38
+ACCOUNT_LINES = 8  # at least: a head and a row of each of its tables
 TOPS_WIDTH = 96
 MAX_DEPTH = 15
 COLUMNS: dict[str, tuple[str, ...]] = {  # of tables with more than fit
     "trade": ("timestamp", "symbol", "side", "size", "price", "tickDirection"),
     "instrument": ("symbol", "state", "bidPrice", "askPrice", "lastPrice", "markPrice", "volume24h", "openInterest"),
+    "order": ("timestamp", "symbol", "side", "orderQty", "price", "leavesQty", "ordStatus"),
+    "execution": ("timestamp", "symbol", "execType", "side", "lastQty", "lastPx", "ordStatus"),
+    "position": ("symbol", "currentQty", "avgEntryPrice", "markPrice", "unrealisedPnl", "realisedPnl", "currency"),
+    "margin": ("currency", "walletBalance", "marginBalance", "availableMargin", "initMargin", "maintMargin"),
+    "wallet": ("currency", "amount", "deposited", "withdrawn", "timestamp"),
+    "transact": ("transactTime", "transactType", "currency", "amount", "transactStatus"),
 }
 COLORS = {"Buy": "green", "Sell": "red"}
+UNITS = {"XBt": ("XBT", 8), "USDt": ("USDT", 6)}
+"""The currencies that amounts are shown in, and how many decimals their smallest unit is."""
 
 
 class Terminal(Console):
@@ -49,13 +76,23 @@ class Terminal(Console):
 class View:
     """Read from the live books and tables whenever it is drawn, however much came in between.
 
-    ``source``: what is shown, in words. ``tables``, ``books``: the sections of a running pipeline that keep them.
+    ``source``: what is shown, in words. ``tables``, ``books``, ``account``: the sections of a running pipeline that
+    keep them; of the tables, those that are ``hidden`` are not shown.
     """
 
-    def __init__(self, source: str, tables: TableApplier, books: Sequence[OrderBookMerger]) -> None:
+    def __init__(
+        self,
+        source: str,
+        tables: TableApplier,
+        books: Sequence[OrderBookMerger],
+        account: AccountView | None = None,
+        hidden: Collection[str] = (),
+    ) -> None:
         self._source = source
         self._tables = tables
         self._books = books
+        self._account = account
+        self._hidden = {*BOOK_TABLES, *hidden}
         self._state = "waiting for"
         self._trouble = ""
         self._received = 0
@@ -88,14 +125,27 @@ class View:
         """All of it, for a terminal of so many columns and lines."""
         storage = self._tables.storage
         books = [book for merger in self._books for book in merger.books.values()]
-        others = [name for name in storage.tables if name not in BOOK_TABLES]
+        others = [name for name in storage.tables if name not in self._hidden]
+        watched = {book.symbol for book in books}
         parts: list[Any] = [self._status()]
         drawn: dict[str, list[Any]] = {}
         lines = height - 2  # the status may take two; each table: a blank line, title, head, rule, and its rows
-        if books and len(books) * LADDER_WIDTH <= width:
-            room = max(lines // 2, lines - 9 * len(others))
+        ladders = len(books) * LADDER_WIDTH if len(books) * LADDER_WIDTH <= width + 1 else 0
+        beside = self._account if ladders and width - ladders >= ACCOUNT_WIDTH else None
+        below = self._account if beside is None else None
+        below_lines = max(ACCOUNT_LINES, lines // 3) if below else 0
+        lines -= below_lines + 1 if below else 0
+        if ladders:
+            room = max(lines // 2, lines - (7 if beside else 9) * len(others))
             depth = max(1, min(MAX_DEPTH, (room - 5) // 2))
-            parts += "", Columns([ladder(book, depth) for book in books])
+            drawing: Any = Columns([ladder(book, depth) for book in books])
+            if beside:
+                grid = Table.grid(padding=0)
+                grid.add_column(width=ladders)
+                grid.add_column(width=width - ladders)
+                grid.add_row(drawing, Group(*beside.draw(width - ladders, 2 * depth + 4, watched)))
+                drawing = grid
+            parts += "", drawing
             lines -= 2 * depth + 5
         elif books:
             books = books[: max(1, lines // 2)]
@@ -113,6 +163,8 @@ class View:
             lines -= len(shown) + 4 if shown else 2
         for name in others:
             parts += "", *drawn[name]
+        if below:
+            parts += "", *below.draw(width, below_lines, watched)
         return Group(*parts)
 
     def _status(self) -> Text:
@@ -126,6 +178,165 @@ class View:
         stale = self._tables.stale
         trouble = f"stale: {', '.join(stale)} ({next(iter(stale.values()))})" if stale else self._trouble
         return text.append(f"\n{trouble}", "red") if trouble else text
+
+
+class Column(NamedTuple):
+    """A column of a compact table: what it shows of an item. ``rank``: of those that are left out where there is no
+    room, the highest first; 0: it stays.
+    """
+
+    name: str
+    shows: Callable[[Any], str | Text]
+    rank: int = 0
+    right: bool = True
+
+
+class LastFills(Fills):
+    """Fills that remember whether some may be missing."""
+
+    incomplete = False
+
+    def process(self, item: Any) -> Iterable[Any]:
+        told = super().process(item)
+        self.incomplete = self.incomplete or any(type(item) is FillsMissing for item in told)
+        return told
+
+
+class AccountView:
+    """The sections that follow an account, and how they are shown: positions, margin, open orders, the last fills."""
+
+    def __init__(self) -> None:
+        self.orders = Orders()
+        self.fills = LastFills(keep=1000)
+        self.positions = Positions()
+        self.margin = Margin()
+        self.sections = self.orders, self.fills, self.positions, self.margin
+
+    def draw(self, width: int, height: int, watched: Collection[str]) -> list[Any]:
+        """Compact tables, of so many columns and lines together; the symbols that are ``watched`` come first.
+
+        A title tells where some rows have no room.
+        """
+        positions = sorted(self.positions.values(), key=lambda item: (item.symbol not in watched, item.size == 0))
+        orders = list(self.orders.open.values())
+        orders.sort(key=lambda order: (order.symbol not in watched, order.symbol, -(order.price or 0)))
+        shown: dict[str, tuple[Any, Sequence[Any]]] = {
+            "positions": (self.positions, positions),
+            "margin": (self.margin, list(self.margin.values())),
+            "orders": (self.orders, orders),
+            "fills": (self.fills, list(islice(reversed(self.fills.recent), height))),
+        }
+        gap = height >= 2 * ACCOUNT_LINES
+        lines = height - len(shown) - (len(shown) - 1) * gap
+        shares: dict[str, int] = {}
+        for index, name in enumerate(sorted(shown, key=lambda name: len(shown[name][1]))):  # as for the other tables
+            shares[name] = min(len(shown[name][1]), max(1, lines // (len(shown) - index)))
+            lines -= shares[name]
+        drawn: list[Any] = []
+        for name, (section, items) in shown.items():
+            title = Text(name if items else f"{name}: none", "bold")
+            if len(items) > shares[name] and name != "fills":
+                title.append(f" {shares[name]}/{len(items)}")
+            if section is self.fills and self.fills.incomplete:
+                title.append(" (some may be missing)", "yellow")
+            if section.stale:
+                title.append(" STALE", "yellow")
+            drawn += [""] * (gap and bool(drawn)) + compact(
+                title, ACCOUNT_COLUMNS[name], items[: shares[name]], width
+            )
+        return drawn
+
+
+def compact(title: Text, columns: Sequence[Column], items: Sequence[Any], width: int) -> list[Any]:
+    """A table with its title in place of the name of its first column; of all names where there is no room for it."""
+    if not items:
+        return [title]
+    names = [title, *(Text(column.name) for column in columns[1:])]
+    cells = [[column.shows(item) for item in items] for column in columns]
+    widths = [1 + max(map(len, (name, *shown))) for name, shown in zip(names, cells, strict=True)]
+    chosen = sorted(range(len(columns)), key=lambda index: columns[index].rank)
+    while sum(widths[index] for index in chosen) > width + 1 and columns[chosen[-1]].rank:
+        chosen.pop()
+    fits = sum(widths[index] for index in chosen) <= width + 1
+    made = Table(box=None, pad_edge=False, padding=(0, 1, 0, 0), header_style="dim", show_header=fits)
+    chosen.sort()
+    for index in chosen:
+        made.add_column(names[index], justify="right" if columns[index].right else "left", no_wrap=True)
+    for row, item in enumerate(items):
+        made.add_row(*(cells[index][row] for index in chosen), style="dim" if getattr(item, "stale", False) else "")
+    return [made] if fits else [title, made]
+
+
+def amount(value: int, currency: str) -> str:
+    """An amount of the smallest unit of a currency, in the unit that people count in."""
+    _, places = UNITS.get(currency, ("", 0))
+    return f"{value / 10**places:,.{places}f}"
+
+
+def profit(value: int, currency: str) -> Text:
+    """A profit or loss, with its sign and unit."""
+    unit, _ = UNITS.get(currency, (currency, 0))
+    color = "green" if value > 0 else "red" if value else ""
+    return Text(f"{'+' * (value > 0)}{amount(value, currency)} {unit}", color)
+
+
+def side(item: OrderState | Fill) -> Text:
+    return Text(item.side, COLORS.get(item.side, ""))
+
+
+def role(fill: Fill) -> str:
+    return "" if fill.is_maker is None else "maker" if fill.is_maker else "taker"
+
+
+def position_column(name: str, field: str, rank: int = 0) -> Column:
+    def shows(position: Position) -> Text:
+        return profit(getattr(position, field), position.currency)
+
+    return Column(name, shows, rank)
+
+
+def margin_column(name: str, field: str, rank: int = 0) -> Column:
+    def shows(margin: MarginState) -> str:
+        return amount(getattr(margin, field), margin.currency)
+
+    return Column(name, shows, rank)
+
+
+ACCOUNT_COLUMNS: dict[str, Sequence[Column]] = {
+    "positions": (
+        Column("symbol", lambda position: position.symbol, right=False),
+        Column("size", lambda position: number(position.size)),
+        Column("entry", lambda position: number(position.average_entry_price), 1),
+        Column("mark", lambda position: number(position.mark_price), 2),
+        position_column("unrealized", "unrealized", 3),
+        position_column("realized", "realized", 4),
+        position_column("P&L", "net"),
+    ),
+    "margin": (
+        Column("currency", lambda margin: UNITS.get(margin.currency, (margin.currency, 0))[0], right=False),
+        margin_column("wallet", "wallet_balance"),
+        margin_column("balance", "margin_balance", 1),
+        margin_column("available", "available_margin"),
+    ),
+    "orders": (
+        Column("symbol", lambda order: order.symbol, right=False),
+        Column("side", side, right=False),
+        Column("price", lambda order: "market" if order.price is None else number(order.price)),
+        Column("size", lambda order: number(order.size)),
+        Column("filled", lambda order: number(order.filled)),
+        Column("status", lambda order: order.status, 1, right=False),
+        Column("client order id", lambda order: order.client_order_id, 2, right=False),
+    ),
+    "fills": (
+        Column("time", lambda fill: (fill.timestamp or "")[11:19], right=False),
+        Column("symbol", lambda fill: fill.symbol, right=False),
+        Column("side", side, right=False),
+        Column("size", lambda fill: number(fill.size)),
+        Column("price", lambda fill: number(fill.price)),
+        Column("", role, 1, right=False),
+        Column("fee", lambda fill: amount(fill.fee, fill.currency), 2),
+    ),
+}  # fmt: skip
 
 
 def table(title: str, *columns: str, right: Iterable[str] = ()) -> Table:

@@ -7,6 +7,7 @@ from hypothesis import HealthCheck, settings
 
 from bitmex_streams.auth import Credentials
 from bitmex_streams.exchange import Account
+from bitmex_streams.exchange.demo import DEMO_API_SECRET
 
 # A busy machine is no failure; and where a failure has to mean a change, the examples are the same each time.
 settings.register_profile(
@@ -42,7 +43,8 @@ def pytest_configure(config):
 def pytest_runtest_logreport(report):
     """What a test has printed and logged, and what is said of its failure."""
     text = "\n".join([*(content for _, content in report.sections), report.longreprtext])
-    if any(secret in text for secret in SECRETS):
+    # What a test calls a secret in two letters is in other words by chance; the demo account's is public.
+    if any(len(secret) >= 12 and secret != DEMO_API_SECRET and secret in text for secret in SECRETS):
         LEAKS.append(report.nodeid)
 
 

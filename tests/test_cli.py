@@ -8,6 +8,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import struct
 import subprocess
@@ -20,6 +21,7 @@ from pathlib import Path
 import pytest
 
 from bitmex_streams.exchange import Session, Simulation
+from bitmex_streams.exchange.demo import DEMO_API_KEY, DEMO_API_SECRET
 
 ROOT = Path(__file__).parent.parent
 DATA = Path(os.environ.get("BITMEX_STREAMS_DATA") or ROOT.parent / "shared" / "data")
@@ -28,23 +30,27 @@ START = 1_767_225_600_000_000_000  # 2026-01-01T00:00Z
 SECOND = 1_000_000_000
 TOPICS = ["orderBookL2:XBTUSD", "trade:XBTUSD", "orderBookL2_25:ETHUSD", "instrument:ETHUSD"]
 PATIENCE = 30
+ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith("BITMEX_API_")}
+DEMO = {"BITMEX_API_KEY": DEMO_API_KEY, "BITMEX_API_SECRET": DEMO_API_SECRET}
 
 
-def run(*arguments, code=0):
-    """Run a command to its end; what it wrote to stdout and stderr."""
+def run(*arguments, code=0, env=None):
+    """Run a command to its end, without a terminal; what it wrote to stdout and stderr."""
     ended = subprocess.run(
-        [*COMMAND, *map(str, arguments)], cwd=ROOT, capture_output=True, text=True, encoding="utf-8", timeout=PATIENCE
-    )
+        [*COMMAND, *map(str, arguments)], cwd=ROOT, env={**ENVIRONMENT, **(env or {})}, stdin=subprocess.DEVNULL,
+        capture_output=True, text=True, encoding="utf-8", timeout=PATIENCE,
+    )  # fmt: skip
     assert "Traceback" not in ended.stderr, ended.stderr
     assert ended.returncode == code, ended
     return ended.stdout, ended.stderr
 
 
 @contextlib.contextmanager
-def running(*arguments):
+def running(*arguments, env=None):
     """A command that runs, its stdout and stderr in pipes."""
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "encoding": "utf-8"}
-    with subprocess.Popen([*COMMAND, *map(str, arguments)], cwd=ROOT, **pipes) as process:
+    environment = {**ENVIRONMENT, **(env or {})}
+    with subprocess.Popen([*COMMAND, *map(str, arguments)], cwd=ROOT, env=environment, **pipes) as process:
         try:
             yield process
         finally:
@@ -55,12 +61,12 @@ def running(*arguments):
 class Terminal:
     """A command on a terminal of its own."""
 
-    def __init__(self, *arguments, columns=100, lines=40):
+    def __init__(self, *arguments, columns=100, lines=40, env=None):
         self.master, slave = pty.openpty()
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         self.process = subprocess.Popen(
             [*COMMAND, *map(str, arguments)], cwd=ROOT, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
-            env={**os.environ, "TERM": "xterm-256color"},
+            env={**ENVIRONMENT, "TERM": "xterm-256color", **(env or {})},
             preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),  # so that ^C is a Ctrl-C
         )  # fmt: skip
         os.close(slave)
@@ -328,7 +334,7 @@ def test_a_signal_ends_a_command_without_a_word(command, number, code):
         process.send_signal(number)
         _, err = process.communicate(timeout=PATIENCE)
         assert process.returncode == code
-        assert err == "" or (err.startswith("Until Ctrl-C") and err.count("\n") == 1)
+        assert err == "" or (err.startswith("Until Ctrl-C") and err.count("\n") == 2)
         assert time.monotonic() - since < 5
 
 
@@ -421,6 +427,145 @@ def test_a_refused_connection_is_told():
     assert err.startswith("bitmex-streams: ") and "ws://127.0.0.1:1/realtime" in err and "refused" in err
 
 
+# --- an account ---
+
+
+ACCOUNT = {"order", "execution", "position", "margin"}
+
+
+def read_lines(process, until):
+    """Lines of JSON, up to the first by which ``until(lines)`` is true."""
+    lines = []
+    deadline = time.monotonic() + PATIENCE
+    while not until(lines):
+        assert time.monotonic() < deadline, lines[-20:]
+        lines.append(json.loads(process.stdout.readline()))
+    return lines
+
+
+def of(table, lines):
+    """What is said of the account in lines of a table; the others hold rows as they were sent."""
+    return [line for line in lines if line["table"] == table and "action" not in line]
+
+
+@contextlib.contextmanager
+def an_exchange(*options):
+    with running("exchange", *options) as exchange:
+        yield exchange, exchange.stdout.readline().strip()
+
+
+def test_watch_shows_the_demo_account_of_the_embedded_exchange_without_being_asked():
+    mainnet = {"BITMEX_API_KEY": "key-of-mainnet", "BITMEX_API_SECRET": "secret-of-mainnet"}  # is of no use here
+    with running("watch", env=mainnet) as watching:
+        lines = read_lines(watching, lambda lines: {line["table"] for line in lines} >= {*ACCOUNT, "trade"})
+    assert all("action" not in line for line in lines if line["table"] in ACCOUNT)
+    order, fill, position, margin = (of(table, lines)[0] for table in ("order", "execution", "position", "margin"))
+    assert order["status"] == "New" and order["open"] and order["size"] == order["leaves"] and not order["stale"]
+    assert order["client_order_id"] in ("XBTUSD-bid", "XBTUSD-ask")
+    assert fill["size"] > 0 and fill["price"] > 0 and fill["currency"] in ("XBt", "USDt")
+    assert position["net"] == position["realized"] + position["unrealized"] and not position["stale"]
+    assert 0 < margin["available_margin"] < margin["wallet_balance"]
+    assert not any("row" in line or "source" in line for line in lines)
+
+
+def test_watch_with_a_key_shows_the_account_as_its_fills_make_it_and_then_stale():
+    with an_exchange("--symbols", "XBTUSD", "--rate", "200", "--speed", "4") as (exchange, url):
+        with running("watch", "--network", url, "trade:XBTUSD", env=DEMO) as watching:
+            lines = read_lines(watching, lambda lines: len(of("execution", lines)) >= 20)
+            lines += read_lines(watching, lambda lines: len(of("position", lines)) >= 1)
+            signed = [fill["size"] * (1 if fill["side"] == "Buy" else -1) for fill in of("execution", lines)]
+            sizes = [position["size"] for position in of("position", lines)]
+            assert sizes[-1] - sizes[0] == sum(signed) and any(signed)
+            exchange.send_signal(signal.SIGINT)
+            out, err = watching.communicate(timeout=PATIENCE)
+            assert watching.returncode == 1 and url in err
+    ends = [json.loads(line) for line in out.splitlines()]
+    assert all(of(table, ends)[-1]["stale"] for table in ("position", "margin"))
+    assert "stream ended" in of("execution", ends)[-1]["reason"]  # from here on, fills may be missing
+    assert {line["table"] for line in ends if line.get("action") == "stale"} == {*ACCOUNT, "trade"}
+
+
+def test_the_exchange_tells_how_to_see_its_demo_account():
+    with an_exchange("--rate", "100") as (exchange, url):
+        assert exchange.stderr.readline().startswith("Until Ctrl-C")
+        words = shlex.split(exchange.stderr.readline())
+        env = dict(word.split("=") for word in words[:2])
+        assert env == DEMO and words[2:] == ["bitmex-streams", "watch", "--network", url]
+        with running(*words[3:], env=env) as watching:
+            read_lines(watching, lambda lines: {line["table"] for line in lines} >= {*ACCOUNT, "orderBookL2"})
+
+
+def test_on_an_exchange_that_stands_still_the_demo_account_does_not_trade():
+    with an_exchange("--rate", "0") as (_, url), running("watch", "--network", url, env=DEMO) as watching:
+        lines = read_lines(watching, lambda lines: len(of("margin", lines)) == 2)
+    assert {line["table"] for line in lines} == {"orderBookL2", "trade", "margin"}
+
+
+def test_private_topics_that_are_named_are_shown_as_other_tables_are_and_narrow_what_is_followed():
+    with running("watch", "order:ETHUSD", "wallet") as watching:
+        lines = read_lines(watching, lambda lines: len(of("order", lines)) >= 6 and of("execution", lines))
+    assert {line["symbol"] for line in of("order", lines)} == {"ETHUSD"}
+    rows = [row for line in lines if line["table"] == "order" and "action" in line for row in line["rows"]]
+    assert rows and {row["symbol"] for row in rows} == {"ETHUSD"} and all("orderID" in row for row in rows)
+    [wallet] = [line for line in lines if line["table"] == "wallet"]
+    assert wallet["action"] == "partial" and {row["currency"] for row in wallet["rows"]} == {"XBt", "USDt"}
+
+
+def test_a_recording_is_watched_whatever_keys_are_in_the_environment(recording):
+    assert run("watch", "--replay", recording, env={"BITMEX_API_KEY": "k"}) == run("watch", "--replay", recording)
+
+
+@pytest.mark.parametrize(
+    ("key", "secret", "words"),
+    [
+        (DEMO_API_KEY, "not-the-secret-of-it", "Signature not valid"),
+        ("no-such-key", DEMO_API_SECRET, "Invalid API Key"),
+    ],
+)
+def test_a_key_that_is_refused_is_told_in_the_words_of_the_exchange_without_the_secret(key, secret, words):
+    with an_exchange("--rate", "0") as (_, url):
+        out, err = run("watch", "--network", url, "--api-key", key, env={"BITMEX_API_SECRET": secret}, code=1)
+    assert out == ""
+    assert err.startswith("bitmex-streams: ") and url in err and words in err and err.count("\n") == 1
+    assert secret not in err
+
+
+def test_no_secret_is_in_any_output():
+    for where in ([], ["--json"]):
+        with an_exchange("--rate", "100") as (_, url):
+            with Terminal("watch", "--network", url, *where, env=DEMO) as terminal:
+                assert terminal.read_until(lambda shown: "margin" in shown and "fee" in shown)
+                terminal.process.terminate()
+                assert terminal.end() == 143
+        assert DEMO_API_SECRET not in terminal.raw and DEMO_API_KEY not in terminal.raw
+    for secret in ("with spaces in", "with-ümlaut"):
+        options = ["--network", "testnet", "--api-key", "k"]
+        out, err = run("watch", *options, env={"BITMEX_API_SECRET": secret}, code=2)
+        assert out == "" and "api_secret must be a text of printable ASCII" in err and secret not in err
+
+
+def test_a_secret_is_asked_for_on_a_terminal_and_not_shown():
+    with an_exchange("--rate", "100") as (_, url):
+        with Terminal("watch", "--network", url, "--api-key", DEMO_API_KEY) as terminal:
+            assert terminal.read_until(lambda shown: "API secret" in shown)
+            os.write(terminal.master, f"{DEMO_API_SECRET}\n".encode())
+            assert terminal.read_until(lambda shown: "positions" in shown and "XBTUSD" in shown)
+            os.write(terminal.master, b"\x03")
+            assert terminal.end() == 130
+        assert DEMO_API_SECRET not in terminal.raw
+
+
+@pytest.mark.parametrize(
+    ("typed", "code", "words"), [(b"\x03", 130, ""), (b"\x04", 2, "no secret was"), (b"\n", 2, "no secret was")]
+)
+def test_whoever_gives_no_secret_is_let_go(typed, code, words):
+    with Terminal("watch", "--network", "ws://127.0.0.1:1/realtime", "--api-key", "k") as terminal:
+        assert terminal.read_until(lambda shown: "API secret" in shown)
+        os.write(terminal.master, typed)
+        assert terminal.end() == code
+    assert words in terminal.shown and "Traceback" not in terminal.shown
+
+
 # --- wrong arguments ---
 
 
@@ -430,9 +575,14 @@ def test_a_refused_connection_is_told():
         (["watch", "orderbook:XBTUSD"], "there is no table 'orderbook': did you mean orderBookL2:XBTUSD?"),
         (["watch", "trade:xbtusd"], "the embedded exchange has no 'xbtusd': it lists XBTUSD, ETHUSD, XBTUSDT, SOLUSDT"),
         (["watch", "Trade"], "did you mean trade?"),
-        (["watch", "zzz:XBTUSD"], "there is no table 'zzz': there are announcement, chat,"),
+        (["watch", "zzz:XBTUSD"], "there is no table 'zzz': there are affiliate, announcement,"),
+        (["watch", "--network", "testnet", "zzz"], "there is no table 'zzz': there are announcement, chat,"),
         (["watch", "trade:", "chat"], "'trade:' is not a topic"),
-        (["watch", "margin"], "margin is a table of one account: it takes an API key"),
+        (["watch", "--network", "testnet", "margin"], "margin is a table of an account: give --api-key, or set"),
+        (["watch", "--api-key", "k"], "the embedded exchange, which has an account of its own, takes no key"),
+        (["watch", "--api-key", "k", "--replay", "x"], "a recording takes no key"),
+        (["watch", "--api-key", "k", "--network", "moonnet"], "'moonnet' is no network"),
+        (["watch", "--api-key", "k", "--network", "testnet"], "its secret is missing: set BITMEX_API_SECRET"),
         (["watch", "--network", "moonnet"], "'moonnet' is no network: say 'mainnet' or 'testnet'"),
         (["watch", "--network", "https://example.com"], "'https://example.com' is not a websocket URL"),
         (["watch", "--network", "testnet", "--replay", "x"], "give one of --network and --replay"),
@@ -502,6 +652,36 @@ def test_watch_on_a_narrow_terminal_gives_each_book_a_line(recording):
         assert terminal.end() == 0
     last = terminal.shown[terminal.shown.rindex("\x1b[?1049l"):]
     assert "order books" in last and "spread" not in last and "…" not in last.partition("order books")[2]
+
+
+@pytest.mark.parametrize(("columns", "lines"), [(80, 24), (100, 40), (160, 50)])
+def test_watch_on_a_terminal_shows_the_account_beside_the_book(columns, lines):
+    with Terminal("watch", columns=columns, lines=lines) as terminal:
+        number = r"[\d,]+\.\d+"
+        rows = [
+            rf"XBTUSD +-?[\d,]+ .*[+-]?{number} XBT",  # a position
+            rf"XBT +({number} +)+{number} ",  # a margin
+            rf"XBTUSD +(Buy|Sell) +{number[:-5]}\S* +500 +\d+ ",  # an order
+            r"\d\d:\d\d:\d\d +\w+ +(Buy|Sell) +[\d,]+ +[\d,.]+",  # a fill
+        ]
+        assert terminal.read_until(lambda shown: all(re.search(row, shown) for row in rows))
+        terminal.process.terminate()
+        assert terminal.end() == 143
+    last = terminal.shown[terminal.shown.rindex("\x1b[?1049l"):]
+    assert all(name in last for name in ("positions", "margin", "orders", "fills"))
+    account = last.partition("XBTUSD  mid")[2].partition("\ntrade")[0]
+    assert "…" not in account
+    assert account.count("\n") <= lines - 4
+
+
+def test_watch_on_a_terminal_shows_what_is_stale_of_an_account():
+    with an_exchange("--rate", "100") as (exchange, url):
+        with Terminal("watch", "--network", url, env=DEMO) as terminal:
+            assert terminal.read_until(lambda shown: "positions" in shown and "-bid" in shown and "fee" in shown)
+            exchange.send_signal(signal.SIGINT)
+            assert terminal.end() == 1
+    last = terminal.shown[terminal.shown.rindex("\x1b[?1049l"):]
+    assert all(re.search(rf"{name}[ \d/]* STALE", last) for name in ("positions", "margin", "orders", "fills"))
 
 
 def test_watch_without_a_book_shows_the_newest_rows():

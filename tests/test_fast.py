@@ -23,7 +23,7 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Message, Ping, Pong, Request, TextMessage
 from wsproto.extensions import PerMessageDeflate
 
-from bitmex_streams import Connection, Pipeline
+from bitmex_streams import Connection
 from bitmex_streams.errors import ConnectionFailed
 from bitmex_streams.fast import FastTransport
 from bitmex_streams.transport import TRANSPORTS, TransportClosed
@@ -232,13 +232,13 @@ async def test_however_the_bytes_are_chopped_the_messages_are_the_same(messages,
         assert await everything(transport) == ([message for message, _ in messages], 1000)
 
 
-async def judgement_of_websockets(data):
+def judgement_of_websockets(data, limit):
     """What websockets' own parser makes of these bytes: the messages, and the code of the end."""
     from websockets.client import ClientProtocol
     from websockets.protocol import State
     from websockets.uri import parse_uri
 
-    protocol = ClientProtocol(parse_uri("ws://h/"), state=State.OPEN, max_size=300)
+    protocol = ClientProtocol(parse_uri("ws://h/"), state=State.OPEN, max_size=limit)
     protocol.receive_data(data)
     protocol.receive_eof()
     messages, fragments, text = [], [], True
@@ -264,11 +264,11 @@ pieces_of_traffic = st.one_of(
 )
 
 
-@given(st.lists(pieces_of_traffic, max_size=6).map(b"".join), cuts)
+@given(st.lists(pieces_of_traffic, max_size=6).map(b"".join), cuts, st.sampled_from([300, 1 << 20]))
 @settings(deadline=None, max_examples=400)
-async def test_whatever_a_server_sends_is_judged_as_websockets_own_parser_does(data, cuts):
-    messages, code = await judgement_of_websockets(data)
-    async with connected(stream=Speaking(*chopped(data, cuts)), max_message_size=300) as transport:
+async def test_whatever_a_server_sends_is_judged_as_websockets_own_parser_does(data, cuts, limit):
+    messages, code = judgement_of_websockets(data, limit)
+    async with connected(stream=Speaking(*chopped(data, cuts)), max_message_size=limit) as transport:
         found, found_code = await everything(transport)
     # A frame that is wrong and also cut short is here a connection that was cut.
     assert found == messages and found_code in (code, 1006)
@@ -310,6 +310,21 @@ async def test_text_that_is_no_utf_8_closes_with_1007_after_what_came_before(kin
 async def test_what_was_not_compressed_though_it_says_so_closes_with_1002():
     async with connected(stream=Speaking(frame(b"whole") + frame(b"\xff" * 9, 0xC1), headers=DEFLATE)) as transport:
         assert await everything(transport) == (["whole"], 1002)
+
+
+@pytest.mark.parametrize(
+    "wrong",
+    [b"\x81\x85masked", frame(b"first of several", 1) + CLOSE, frame(b"first of several", 1) + frame(b"x" * 300)],
+    ids=["a masked frame", "a close before the end of a message", "a message before the end of another"],
+)
+async def test_what_breaks_the_protocol_is_known_at_once_and_told_to_the_server(wrong):
+    stream = Speaking(frame(b"whole") + wrong, waits=True)
+    async with connected(stream=stream) as transport:
+        assert await transport.receive() == ["whole"]
+        with trio.fail_after(5), pytest.raises(TransportClosed) as caught:
+            await transport.receive()
+        assert caught.value.code == 1002 and not caught.value.by_server
+    assert [event.code for event in stream.heard()] == [1002]
 
 
 async def test_a_connection_that_was_reset_says_so():
@@ -416,6 +431,21 @@ async def test_after_a_send_that_was_cut_short_nothing_is_written_and_closing_ta
         assert trio.current_time() == began and stream.sent == half
 
 
+async def cancel(nursery):
+    nursery.cancel_scope.cancel()
+
+
+async def test_a_ping_that_is_cancelled_before_it_was_written_does_no_harm():
+    stream = Speaking(waits=True)
+    async with connected(stream=stream) as transport:
+        for _ in range(50):
+            async with trio.open_nursery() as nursery:  # in the one or the other order
+                nursery.start_soon(transport.ping)
+                nursery.start_soon(cancel, nursery)
+        await transport.send("all is well")
+        assert [event.data for event in stream.heard() if isinstance(event, Message)] == ["all is well"]
+
+
 async def test_receiving_that_is_cancelled_again_and_again_loses_nothing():
     async def handle(request):
         ws = await request.accept()
@@ -471,6 +501,18 @@ async def test_a_ping_reads_ahead_no_more_than_one_read_while_nobody_receives():
         while len(found) < 100:
             found += await transport.receive()
         assert found == [str(number) for number in range(100)]
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_ping_that_waited_for_a_receiver_gets_its_pong_without_one():
+    stream = Speaking(frame(b"first"), waits=True)
+    async with connected(stream=stream) as transport, trio.open_nursery() as nursery:
+        nursery.start_soon(transport.ping)
+        await trio.testing.wait_all_tasks_blocked()
+        assert await transport.receive() == ["first"]
+        stream.say(frame(next(bytes(event.payload) for event in stream.heard()), 0x8A))
+        await trio.testing.wait_all_tasks_blocked()
+        assert not nursery.child_tasks
         nursery.cancel_scope.cancel()
 
 
@@ -769,7 +811,8 @@ async def test_what_no_proxy_names_is_gone_to_without(no_proxy, monkeypatch):
         (b"HTTP/1.1 407 Proxy Authentication Required\r\n\r\nwho are you?", 407, "407: who are you?; its user name"),
         (b"HTTP/1.0 403 Forbidden\r\n\r\n", 403, "the proxy refused it with HTTP status 403"),
         (b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n", 502, "502"),
-        (b"SSH-2.0-OpenSSH\r\n", None, "answered what is no HTTP (it begins b'SSH-2.0-OpenSSH"),
+        (b"SSH-2.0-OpenSSH\r\n", None, "the proxy answered b'SSH-2.0-OpenSSH"),
+        (b"HTTP/1.1 200 OK\r\n\r\nhello", None, "the proxy answered b'HTTP/1.1 200 OK"),
         (b"", None, "the proxy hung up"),
     ],
 )
@@ -858,9 +901,7 @@ async def test_without_its_extra_the_error_names_it(monkeypatch):
     with pytest.raises(ImportError, match=r"pip install 'bitmex_streams\[fast\]'"):
         TRANSPORTS["fast"]("ws://h/")
     with pytest.raises(ImportError, match=r"pip install 'bitmex_streams\[fast\]'"):
-        async with Pipeline.create(Connection("ws://127.0.0.1:9/", transport="fast")) as pipeline:
-            async with pipeline.tap() as tap:
-                await tap.receive()
+        Connection("ws://127.0.0.1:9/", transport="fast")
 
 
 async def test_nothing_of_headers_and_messages_is_logged(caplog):

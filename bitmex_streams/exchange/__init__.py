@@ -5,6 +5,7 @@ a server.
 """
 
 from .accounts import Account, Accounts, OrderRefused
+from .demo import DEMO_API_KEY, DEMO_API_SECRET, DemoTrader, open_demo_account
 from .instruments import INSTRUMENTS, Instrument
 from .market import BookState, Fill, LevelChange, Market, MarketEvent, MatchingEngine, Order
 from .server import DEFAULT_SYMBOLS, Exchange, Session, open_exchange
@@ -12,10 +13,13 @@ from .simulation import Simulation
 
 __all__ = [
     "DEFAULT_SYMBOLS",
+    "DEMO_API_KEY",
+    "DEMO_API_SECRET",
     "INSTRUMENTS",
     "Account",
     "Accounts",
     "BookState",
+    "DemoTrader",
     "Exchange",
     "Fill",
     "Instrument",
@@ -27,5 +31,6 @@ __all__ = [
     "OrderRefused",
     "Session",
     "Simulation",
+    "open_demo_account",
     "open_exchange",
 ]

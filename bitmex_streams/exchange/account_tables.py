@@ -13,7 +13,8 @@ from .tables import Feed
 
 __all__ = ["AccountTables"]
 
-RECENT_EXECUTIONS = 100  # in a partial
+KEPT_EXECUTIONS = 10_000
+RECENT_EXECUTIONS = 100  # of them, in a partial
 RECENT_NOTIFICATIONS = 100
 NAMES = ("orderID", "clOrdID", "account", "symbol")  # what a delta of an order holds besides what changed
 
@@ -21,15 +22,15 @@ NAMES = ("orderID", "clOrdID", "account", "symbol")  # what a delta of an order 
 class AccountTables:
     """``feed``: who is subscribed to which of the account's topics.
 
-    The rows, oldest first: ``orders`` (open ones, by orderID), ``executions`` (all), ``positions`` (by symbol),
-    ``margins`` and ``wallets`` (by currency), ``transacts``, ``notifications``. What happens to orders is kept back
-    until `publish_orders`, the rest is published at once.
+    The rows, oldest first: ``orders`` (open ones, by orderID), ``executions`` (the last 10,000), ``positions`` (by
+    symbol), ``margins`` and ``wallets`` (by currency), ``transacts``, ``notifications``. What happens to orders is kept
+    back until `publish_orders`, the rest is published at once.
     """
 
     def __init__(self, account: int) -> None:
         self.feed = Feed()
         self.orders: dict[str, Row] = {}
-        self.executions: list[Row] = []
+        self.executions: deque[Row] = deque(maxlen=KEPT_EXECUTIONS)
         self.positions: dict[str, Row] = {}
         self.margins: dict[str, Row] = {}
         self.wallets: dict[str, Row] = {}

@@ -116,7 +116,7 @@ class Account:
 
     @property
     def executions(self) -> list[Row]:
-        """All executions since the account was opened, oldest first."""
+        """The executions, oldest first: the last 10,000."""
         return [dict(row) for row in self.tables.executions]
 
     @property

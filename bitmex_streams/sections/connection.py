@@ -15,6 +15,7 @@ import time
 from collections import deque
 from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
+from importlib import import_module
 from math import inf
 from typing import Any
 
@@ -120,7 +121,8 @@ class Connection(Source):
     ``max_message_size``: bytes; the connection is closed (1009) by a larger message. Partials of all symbols have some
     5 MB.
     ``ssl_context``: for ``wss://`` URLs; default: the system's certificates.
-    ``transport``: a name in `bitmex_streams.transport.TRANSPORTS`, or a factory like those.
+    ``transport``: ``"default"`` (slurry-websocket's), ``"fast"`` (`bitmex_streams.fast.FastTransport`, of the extra
+    ``fast``: ImportError without it), or a factory like those in `bitmex_streams.transport.TRANSPORTS`.
 
     How the stream ends: after a normal close by the server (1000) it just does; after any other (also one without a
     code, which is 1005: it does not say that all is well) with `ConnectionClosed`; with `ConnectionFailed` when no
@@ -178,6 +180,8 @@ class Connection(Source):
         if isinstance(transport, str):
             if transport not in TRANSPORTS:
                 raise ValueError(f"there is no transport {transport!r}; there are: {', '.join(sorted(TRANSPORTS))}")
+            if transport == "fast":
+                import_module("bitmex_streams.fast")  # to say at once what is missing
             transport = TRANSPORTS[transport]
         self._credentials = Credentials.of(api_key, api_secret)
         if dead_mans_switch and self._credentials is None:

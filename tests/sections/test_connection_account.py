@@ -50,7 +50,7 @@ async def test_the_handshake_is_signed():
             assert type(await tap.receive()) is Connected
     headers = {name.lower(): value.decode() for name, value in exchange.headers[0].items()}
     expires = int(headers[b"api-expires"])
-    assert headers[b"api-key"] == KEY and abs(expires - time.time() - 60) < 10
+    assert headers[b"api-key"] == KEY and 58 < expires - time.time() < 150
     assert headers[b"api-signature"] == signature(SECRET, "GET", "/realtime", expires)
 
 
@@ -398,8 +398,10 @@ async def test_every_message_in_and_out_is_traced_with_secrets_masked(caplog):
             await connection.wait_connected()
             await connection.authenticate(KEY, SECRET)
             await exchange.send({"error": f"{KEY} has no rights", "status": 400, "request": {"op": "x"}})
-            await eventually(lambda: "has no rights" in caplog.text)
-            items = [tap.receive_nowait() for _ in range(tap.statistics().current_buffer_used)]
+            items = []
+            with trio.fail_after(10):
+                while "has no rights" not in getattr(items[-1] if items else None, "data", ""):
+                    items.append(await tap.receive())
     lines = [record.getMessage() for record in caplog.records if record.name == "bitmex_streams.wire"]
     assert any("> " in line and '"subscribe"' in line for line in lines)
     assert any("< " in line and "Welcome" in line for line in lines)

@@ -12,6 +12,7 @@ import hmac
 import random
 import re
 import time
+from collections import deque
 from collections.abc import Iterator
 from typing import Any, Literal
 
@@ -50,7 +51,7 @@ class Credentials:
                 raise ValueError(f"{name} must be a text of printable ASCII characters, without spaces")
         self.key = key
         self._secret = secret
-        self._signed = ""
+        self._signed: deque[str] = deque(maxlen=8)  # the last signatures
 
     @classmethod
     def of(cls, key: str | None, secret: str | None) -> Credentials | None:
@@ -72,14 +73,17 @@ class Credentials:
         """When the next signature expires (s since the epoch): one to two minutes from now, and never twice the same
         for a key in this process, for the exchange may refuse a signature that it has seen.
         """
-        expires = max(int(time.time()) + VALIDITY + _spread, _last_expires.get(self.key, 0) + 1)
+        expires, last = int(time.time()) + VALIDITY + _spread, _last_expires.get(self.key, 0)
+        if expires <= last < expires + 10 * VALIDITY:  # further off it is of before the clock was set
+            expires = last + 1
         _last_expires[self.key] = expires
         return expires
 
     def _sign(self) -> tuple[int, str]:
         expires = self.expires()
-        self._signed = signature(self._secret, "GET", WEBSOCKET_PATH, expires)
-        return expires, self._signed
+        signed = signature(self._secret, "GET", WEBSOCKET_PATH, expires)
+        self._signed.append(signed)
+        return expires, signed
 
     def headers(self) -> list[tuple[bytes, bytes]]:
         """The headers that sign a websocket handshake."""
@@ -95,9 +99,9 @@ class Credentials:
         return msgspec.json.encode({"op": "authKeyExpires", "args": [self.key, *self._sign()]}).decode()
 
     def hide(self, text: str) -> str:
-        """``text`` without the key, the secret and the last signature, should they be in it."""
-        for hidden in (self._secret, self._signed, self.key):
-            if hidden and hidden in text:
+        """``text`` without the key, the secret and the last signatures, should they be in it."""
+        for hidden in (self._secret, *self._signed, self.key):
+            if hidden in text:
                 text = text.replace(hidden, "***")
         return text
 
@@ -107,9 +111,9 @@ def refused(url: str, words: str, status: int | None) -> AuthenticationError:
     said = words.lower()
     reason: Literal["key", "signature", "clock", "replay", ""] = ""
     why = ""
-    if any(word in said for word in ("already", "used before", "replay", "nonce")):
+    if re.search(r"(signature|request|expires|nonce)\b.*\b(already|before)|replay", said):
         reason, why = "replay", ": this signature was used before, by another program with this key; connect again"
-    elif "expire" in said and "expired key" not in said:
+    elif "expire" in said and not re.search(r"key (has |is )?expired|expired (api )?key", said):
         reason = "clock"
         why = f": the signature is out of its time, so this computer's clock is wrong{_apart(said)}: set it"
     elif "signature" in said:

@@ -5,7 +5,7 @@ text messages that are not compressed: those are cut out here, in a tenth of the
 takes. Every other frame goes to websockets' protocol, whole, one at a time, so it is the judge of all that is not
 plain.
 
-Whoever waits for something (a message, a pong, the end) reads, one task at a time, while the others wait for its news;
+Whoever waits for something (a message, the end) reads, one task at a time, while the others wait for its news;
 so there is no reader task and no queue, and a wait that is cancelled loses nothing. Everything is written under one
 lock. What is to be answered while reading (pings, a close) is written by a task of its own: reading never waits for
 writing.
@@ -16,7 +16,6 @@ from __future__ import annotations
 import base64
 import contextlib
 import ipaddress
-import itertools
 import logging
 import ssl
 import struct
@@ -116,9 +115,8 @@ class FastTransport(Dialer):
         self._text = True  # whether that is text
         self._plain = _MEDIUM_TEXT if max_message_size >= 2**16 else _NOTHING  # the frames that need no judge
         self._reading = False
+        self._heard = trio.current_time()
         self._news = trio.lowlevel.ParkingLot()  # something was read, or taken, or the reader left
-        self._pings: dict[bytes, None] = {}  # not answered, in order
-        self._ping_numbers = itertools.count()
         self._ended: tuple[int, str, bool] | None = None  # what `TransportClosed` will say
         self._at_eof = False
         # writing
@@ -252,6 +250,7 @@ class FastTransport(Dialer):
             if self._news:
                 self._news.unpark_all()
         if data:
+            self._heard = trio.current_time()
             self._take(data)
         else:
             self._at_eof = True
@@ -338,9 +337,7 @@ class FastTransport(Dialer):
             if not isinstance(event, Frame):
                 continue
             opcode, content = event.opcode, bytes(event.data)
-            if opcode is Opcode.PONG:
-                self._take_pong(content)
-            elif opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
+            if opcode in (Opcode.TEXT, Opcode.BINARY, Opcode.CONT):
                 if opcode is not Opcode.CONT:
                     self._text = opcode is Opcode.TEXT
                 self._fragments.append(content)
@@ -350,14 +347,6 @@ class FastTransport(Dialer):
                     self._ready.append(whole.decode() if self._text else whole)
         self._settle()
         return end
-
-    def _take_pong(self, payload: bytes) -> None:
-        """A pong answers its ping and all before it (RFC 6455, 5.5.3)."""
-        if payload in self._pings:
-            for number in list(self._pings):
-                del self._pings[number]
-                if number == payload:
-                    break
 
     def _fail(self, code: int, reason: str) -> None:
         self._protocol.fail(code, reason)
@@ -394,19 +383,12 @@ class FastTransport(Dialer):
 
     async def ping(self) -> None:
         """See `Transport.ping`."""
-        payload = b"%d" % next(self._ping_numbers)
-        self._pings[payload] = None
-        try:
-            await self._send(self._protocol.send_ping, payload)
-            while payload in self._pings:
-                if self._ended is not None:
-                    raise self._closed()
-                if self._ready:  # nobody takes them: no reading ahead
-                    await self._news.park()
-                else:
-                    await self._read()
-        finally:
-            self._pings.pop(payload, None)
+        await self._send(self._protocol.send_ping, b"")
+
+    @property
+    def heard(self) -> float:
+        """See `Transport.heard`."""
+        return self._heard
 
     async def _send(self, make_frame: Callable[[bytes], None], payload: bytes) -> None:
         try:

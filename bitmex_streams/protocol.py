@@ -100,6 +100,8 @@ class SwitchSet(msgspec.Struct, frozen=True):
     cancel_time: str | None = None
     status: int | None = None
     error: str | None = None
+    timeout: int | None = None
+    """What was asked for (ms), where the answer repeats it."""
 
 
 Answer = Acknowledged | Refused | Authenticated | SwitchSet
@@ -185,8 +187,12 @@ class ClientProtocol:
         """When the server cancels all orders (ISO), as it last said; None: not at all."""
         self._authentication: Callable[[], str] | None = None  # makes the command that is still to be sent
         self._authenticating = False  # it was sent, and not answered
-        self._armed = self._disarming = False
-        self._unanswered = 0  # of the ``cancelAllAfter`` that were sent
+        self.signed_in = False
+        """Whether the connection is that of an account: by its handshake, or by an ``authKeyExpires``."""
+        self.armed = False
+        """Whether the dead man's switch may be armed: it was sent, and its disarming was not confirmed."""
+        self._disarming = False
+        self._switches: deque[int] = deque(maxlen=64)  # what ``cancelAllAfter`` was sent and not answered, in ms
         self._switch_due = inf
         self.acknowledges = False
         """Whether this server answers commands (tardis-machine does not: there the first message of a topic is the
@@ -275,7 +281,7 @@ class ClientProtocol:
     def disarm(self) -> bool:
         """Disarm it, if it was armed (else there is nothing to send: False)."""
         self._switch_due = inf
-        self._disarming = self._armed
+        self._disarming = self.armed
         return self._disarming
 
     @property
@@ -283,7 +289,7 @@ class ClientProtocol:
         """When `commands` has to be asked for the next ``cancelAllAfter`` (s, on the clock of `arm`); inf: never, or
         not before an answer has come.
         """
-        return inf if self.authenticating else self._switch_due
+        return inf if self.authenticating and not self.signed_in else self._switch_due
 
     @property
     def due(self) -> float:
@@ -293,12 +299,16 @@ class ClientProtocol:
     @property
     def switch_settled(self) -> bool:
         """Whether every ``cancelAllAfter`` was answered, and none is still to be sent now."""
-        return not self._disarming and not self._unanswered
+        return not self._disarming and not self._switches
 
     @property
     def authenticating(self) -> bool:
         """Whether an ``authKeyExpires`` has yet to be sent or answered."""
         return self._authenticating or self._authentication is not None
+
+    def stop_authenticating(self) -> None:
+        """Wait no longer for the answer: what waited for it goes on the wire."""
+        self._authentication, self._authenticating = None, False
 
     # --- what became of it ---
 
@@ -333,8 +343,8 @@ class ClientProtocol:
         self._awaited = frozenset()
         self.acknowledges = self._mute = False
         self._authentication = None
-        self._authenticating = self._armed = self._disarming = False
-        self._unanswered = 0
+        self._authenticating = self.signed_in = self.armed = self._disarming = False
+        self._switches.clear()
         self._switch_due = inf
         self.cancel_time = None
 
@@ -350,16 +360,16 @@ class ClientProtocol:
         if self._authentication is not None:
             first.append(self._authentication())
             self._authentication, self._authenticating = None, True
-        if self._disarming:
-            first.append(_command("cancelAllAfter", 0))
-            self._armed = self._disarming = False
-            self._unanswered += 1
-        elif now >= self._switch_due and not self._authenticating:
-            first.append(_command("cancelAllAfter", SWITCH_TIMEOUT))
-            self._armed, self._switch_due = True, now + SWITCH_INTERVAL
-            self._unanswered += 1
+        waits = self._authenticating and not self.signed_in
+        timeout = 0 if self._disarming else SWITCH_TIMEOUT if now >= self._switch_due and not waits else None
+        if timeout is not None:
+            first.append(_command("cancelAllAfter", timeout))
+            self._switches.append(timeout)
+            self._disarming = False
+        if timeout:
+            self.armed, self._switch_due = True, now + SWITCH_INTERVAL
         for name in self._changed:
-            if self._authenticating and name.partition(":")[0] in PRIVATE_TABLES:
+            if waits and name.partition(":")[0] in PRIVATE_TABLES:
                 waiting.append(name)
                 continue
             topic = self._topics[name]
@@ -397,10 +407,9 @@ class ClientProtocol:
         for answer in answers:
             if isinstance(answer, Authenticated):
                 self._authenticating = False
+                self.signed_in = self.signed_in or answer.error is None
             elif isinstance(answer, SwitchSet):
-                self._unanswered = max(0, self._unanswered - 1)
-                if answer.error is None:
-                    self.cancel_time = answer.cancel_time
+                self._take_switch(answer)
             else:
                 self._take_answer(answer, now)
         if answers:
@@ -419,11 +428,15 @@ class ClientProtocol:
         elif self._authenticating and op is None and message.error is not None and message.status in (401, 403):
             yield Authenticated(*_words(message))  # an error that says not what it is about
         elif op == "cancelAllAfter" or (op is None and message.cancelTime is not None):
+            args = message.request.get("args") if isinstance(message.request, dict) else None
+            timeout = args[0] if isinstance(args, list) and len(args) == 1 else args
+            timeout = timeout if type(timeout) is int else None
             if message.error is not None:
                 status, error = _words(message)
-                yield SwitchSet(None, status, error)
+                yield SwitchSet(None, status, error, timeout)
             else:
-                yield SwitchSet(message.cancelTime if isinstance(message.cancelTime, str) else None)
+                cancel_time = message.cancelTime if isinstance(message.cancelTime, str) else None
+                yield SwitchSet(cancel_time, timeout=timeout)
         elif message.subscribe is not None and message.success is not False:
             yield Acknowledged("subscribe", message.subscribe)
         elif message.unsubscribe is not None and message.success is not False:
@@ -463,6 +476,18 @@ class ClientProtocol:
                 topic = self._topics[name]
                 retried = op == "subscribe" and topic.proven and topic.wanted and topic.retries < MAX_RETRIES
                 yield Refused(op, name, status, error, retried)
+
+    def _take_switch(self, answer: SwitchSet) -> None:
+        """An answer also settles what was sent before the command that it answers: that one was lost."""
+        timeout = answer.timeout
+        if timeout is None:
+            timeout = self._switches[0] if self._switches else SWITCH_TIMEOUT
+        while timeout in self._switches:
+            self._switches.popleft()
+        if answer.error is None:
+            self.cancel_time = answer.cancel_time
+            if not timeout:
+                self.armed = SWITCH_TIMEOUT in self._switches
 
     def _take_answer(self, answer: Acknowledged | Refused, now: float) -> None:
         name = answer.topic

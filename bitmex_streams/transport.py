@@ -14,11 +14,11 @@ import re
 import socket
 import ssl
 import time
-from collections.abc import AsyncIterable, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Sequence
 from email.utils import parsedate_to_datetime
 from types import SimpleNamespace
 from typing import Any, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import parse_qsl, urlsplit
 
 import msgspec
 import trio
@@ -103,17 +103,26 @@ def check_url(url: str) -> str:
         )
     if parts.username is not None or parts.password is not None:
         raise ValueError("a websocket URL must not hold a user name or password: URLs are logged and recorded")
+    if any(name.lower() in ("api-key", "api-signature") for name, _ in parse_qsl(parts.query)):
+        raise ValueError(
+            "a websocket URL must not hold an API key or signature: URLs are logged and recorded; give api_key and "
+            "api_secret to sign the handshake"
+        )
     return url
 
 
 class Wire(trio.abc.Stream):
     """The stream that hands are shaken over: it remembers the answer, and calls ``on_refusal`` when that is no consent.
 
-    trio-websocket also stays on it, for it would read 4 KiB at a time.
+    trio-websocket also stays on it, for it would read 4 KiB at a time. ``sent``: values of headers, which are not shown
+    where the server repeats them.
     """
 
-    def __init__(self, stream: trio.abc.Stream, on_refusal: Callable[[], None]) -> None:
+    def __init__(
+        self, stream: trio.abc.Stream, on_refusal: Callable[[], None], sent: Iterable[bytes] = ()
+    ) -> None:
         self.stream = stream
+        self._sent = [value for value in sent if len(value) >= 8]
         self._on_refusal = on_refusal
         self._shaking_hands = True
         self.heard = trio.current_time()
@@ -145,9 +154,20 @@ class Wire(trio.abc.Stream):
         return min(max(0.0, until - time.time()), MAX_RETRY_AFTER)
 
     @property
+    def shown(self) -> bytes:
+        """`head` without what was sent."""
+        return self.hide(self.head.decode("latin-1")).encode("latin-1")
+
+    def hide(self, text: str) -> str:
+        """``text`` without what was sent."""
+        for value in self._sent:
+            text = text.replace(value.decode("latin-1"), "***")
+        return text
+
+    @property
     def words(self) -> str:
         """What a refusal says in its body, shortened, where that is text."""
-        body = self.head.partition(b"\r\n\r\n")[2][:500].decode("utf-8", "replace")
+        body = self.shown.partition(b"\r\n\r\n")[2][:500].decode("utf-8", "replace")
         return " ".join("".join(char if char.isprintable() else " " for char in body).split())[:200]
 
     async def receive_some(self, max_bytes: int | None = None) -> bytes:
@@ -181,6 +201,7 @@ class Dialer:
 
     url: str
     ssl_context: ssl.SSLContext | None
+    extra_headers: Sequence[tuple[bytes, bytes]]
     connect_timeout: float
 
     def _aim(self, stream: trio.abc.Stream | None) -> None:
@@ -204,7 +225,8 @@ class Dialer:
         """See `Transport.connect`. Raises `ConnectionFailed`, with the HTTP status where the server refused."""
         try:
             with trio.move_on_after(self.connect_timeout):
-                self._wire = Wire(self._stream or await self._open_stream(), self._expect_refusal)
+                stream = self._stream or await self._open_stream()
+                self._wire = Wire(stream, self._expect_refusal, (value for _, value in self.extra_headers))
                 await self._shake_hands(nursery, self._wire)
                 return
             if self._wire is None:
@@ -212,7 +234,7 @@ class Dialer:
             elif not self._wire.head:
                 what = "no sign of an answer to the handshake"
             else:
-                what = f"the answer to the handshake, which begins {self._wire.head[:60]!r}, was not complete"
+                what = f"the answer to the handshake, which begins {self._wire.shown[:60]!r}, was not complete"
             raise ConnectionFailed(
                 f"no connection to {self.url}{self._via}: {what} within {self.connect_timeout:g} s; "
                 "check the address and the network, or raise connect_timeout"
@@ -279,8 +301,8 @@ class Dialer:
             )
         how = "closed the connection during the handshake"
         if wire.head:
-            why = f": {error}" if error else ""
-            how = f"answered what is no websocket handshake (it begins {wire.head[:60]!r}{why})"
+            why = wire.hide(f": {error}" if error else "")
+            how = f"answered what is no websocket handshake (it begins {wire.shown[:60]!r}{why})"
         return ConnectionFailed(f"no connection to {self.url}{self._via}: the server {how}; is it a websocket server?")
 
 

@@ -49,6 +49,15 @@ def test_a_handshake_and_a_command_are_signed_for_a_minute_or_two_and_never_twic
     assert other[1] == expires + 2, "another connection of the same account"
 
 
+def test_a_clock_that_was_far_ahead_and_was_set_right_is_believed(monkeypatch):
+    credentials = Credentials("aKeyThatIsUsedHereOnly", SECRET)
+    now = time.time()
+    monkeypatch.setattr(time, "time", lambda: now + 200_000)
+    assert credentials.expires() > now + 200_000
+    monkeypatch.setattr(time, "time", lambda: now)
+    assert credentials.expires() < now + 200
+
+
 def test_credentials_show_neither_key_nor_secret():
     credentials = Credentials(KEY, SECRET)
     signed = dict(credentials.headers())[b"api-signature"].decode()
@@ -61,6 +70,7 @@ def test_credentials_show_neither_key_nor_secret():
 @pytest.mark.parametrize(
     ("key", "secret", "words"),
     [(KEY, None, "api_key without api_secret"), (None, SECRET, "api_secret without api_key"), (KEY, "", "api_secret")],
+    ids=["no secret", "no key", "an empty secret"],
 )
 def test_half_of_the_credentials_is_an_error_that_names_the_other_half(key, secret, words):
     with pytest.raises(ValueError, match=words) as error:
@@ -85,6 +95,8 @@ def test_what_cannot_be_a_secret_is_an_error_that_does_not_show_it(bad):
         ("This request has expired - `expires` is in the past. Current time: {later}", "clock", "1000 s (behind)"),
         ("This signature has been used before: sign with another `expires`.", "replay", "used before"),
         ("This key is disabled.", "key", "disabled"),
+        ("Your API key has expired.", "key", "unknown there, disabled"),
+        ("You are authenticated already, as another account.", "", "another account"),
         ("Forbidden", "", "Forbidden"),
     ],
 )

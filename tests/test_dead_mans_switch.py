@@ -21,8 +21,8 @@ from bitmex_streams import CancelAllAfter, Connection, Decoder, Pipeline
 
 
 async def main():
-    url, key, secret, how = sys.argv[1:]
-    connection = Connection(url, api_key=key, api_secret=secret, dead_mans_switch=True)
+    url, key, secret, how, transport = sys.argv[1:]
+    connection = Connection(url, api_key=key, api_secret=secret, dead_mans_switch=True, transport=transport)
     async with Pipeline.create(connection, Decoder()) as pipeline:
         async with pipeline.tap() as messages:
             async for message in messages:
@@ -43,7 +43,7 @@ ENVIRONMENT = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [str(ROO
 
 
 @asynccontextmanager
-async def a_trader(how):
+async def a_trader(how, transport):
     """An account with two orders in the book, and a program of its owner's that has set its switch."""
     async with open_exchange(symbols=["XBTUSD"], rate=0) as exchange:
         account = exchange.open_account()
@@ -51,7 +51,7 @@ async def a_trader(how):
         account.submit("XBTUSD", "Buy", 100, bid - 100)
         account.submit("XBTUSD", "Buy", 200, bid - 200)
         process = await trio.lowlevel.open_process(
-            [sys.executable, "-c", PROGRAM, exchange.url, account.api_key, account.api_secret, how],
+            [sys.executable, "-c", PROGRAM, exchange.url, account.api_key, account.api_secret, how, transport],
             stdout=subprocess.PIPE, env=ENVIRONMENT, stderr=subprocess.DEVNULL,
         )  # fmt: skip
         try:
@@ -71,9 +71,10 @@ async def gone(exchange):
             await trio.sleep(0.01)
 
 
+@pytest.mark.parametrize("transport", ["default", "fast"])
 @pytest.mark.parametrize("how", ["is killed", "is interrupted", "fails"])
-async def test_when_the_program_dies_its_orders_are_cancelled_within_the_minute(how):
-    async with a_trader(how) as (exchange, account, process):
+async def test_when_the_program_dies_its_orders_are_cancelled_within_the_minute(how, transport):
+    async with a_trader(how, transport) as (exchange, account, process):
         if how != "fails":
             process.send_signal(signal.SIGKILL if how == "is killed" else signal.SIGINT)
         await gone(exchange)
@@ -84,8 +85,9 @@ async def test_when_the_program_dies_its_orders_are_cancelled_within_the_minute(
         assert texts == ["Canceled: Cancel all after"] * 2
 
 
-async def test_when_the_program_ends_well_its_orders_stay():
-    async with a_trader("ends well") as (exchange, account, _):
+@pytest.mark.parametrize("transport", ["default", "fast"])
+async def test_when_the_program_ends_well_its_orders_stay(transport):
+    async with a_trader("ends well", transport) as (exchange, account, _):
         await gone(exchange)
         exchange.advance(3600)
         assert len(account.orders) == 2

@@ -20,7 +20,7 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from wsproto import ConnectionType, WSConnection
-from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Message, Ping, Pong, Request, TextMessage
+from wsproto.events import AcceptConnection, BytesMessage, CloseConnection, Message, Pong, Request, TextMessage
 from wsproto.extensions import PerMessageDeflate
 
 from bitmex_streams import Connection
@@ -479,8 +479,8 @@ async def test_pings_and_receiving_at_once_get_each_their_own():
 
         async def ping():
             while True:
-                with trio.move_on_after(0.0004):  # some are cancelled
-                    await transport.ping()
+                await transport.ping()
+                await trio.sleep(0.0004)
 
         for _ in range(3):
             nursery.start_soon(ping)
@@ -489,53 +489,6 @@ async def test_pings_and_receiving_at_once_get_each_their_own():
                 found += await transport.receive()
             nursery.cancel_scope.cancel()
     assert found == [str(number) for number in range(300)]
-
-
-async def test_a_ping_reads_ahead_no_more_than_one_read_while_nobody_receives():
-    stream = Speaking(*(frame(b"%d" % number) for number in range(100)), waits=True)
-    async with connected(stream=stream) as transport, trio.open_nursery() as nursery:
-        nursery.start_soon(transport.ping)
-        await trio.testing.wait_all_tasks_blocked()
-        assert len(stream.chunks) == 99
-        found = []
-        while len(found) < 100:
-            found += await transport.receive()
-        assert found == [str(number) for number in range(100)]
-        nursery.cancel_scope.cancel()
-
-
-async def test_a_ping_that_waited_for_a_receiver_gets_its_pong_without_one():
-    stream = Speaking(frame(b"first"), waits=True)
-    async with connected(stream=stream) as transport, trio.open_nursery() as nursery:
-        nursery.start_soon(transport.ping)
-        await trio.testing.wait_all_tasks_blocked()
-        assert await transport.receive() == ["first"]
-        stream.say(frame(next(bytes(event.payload) for event in stream.heard()), 0x8A))
-        await trio.testing.wait_all_tasks_blocked()
-        assert not nursery.child_tasks
-        nursery.cancel_scope.cancel()
-
-
-async def test_a_pong_answers_the_pings_before_it_too():
-    stream, answered = Speaking(waits=True), []
-    async with connected(stream=stream) as transport, trio.open_nursery() as nursery:
-
-        async def ping(number):
-            await transport.ping()
-            answered.append(number)
-
-        for number in range(4):
-            nursery.start_soon(ping, number)
-            await trio.testing.wait_all_tasks_blocked()
-        payloads = [bytes(event.payload) for event in stream.heard() if isinstance(event, Ping)]
-        assert len(set(payloads)) == 4 and answered == []
-        stream.say(frame(b"what nobody asked", 0x8A))
-        stream.say(frame(payloads[2], 0x8A))
-        await trio.testing.wait_all_tasks_blocked()
-        assert sorted(answered) == [0, 1, 2]
-        stream.say(frame(payloads[3], 0x8A))
-        await trio.testing.wait_all_tasks_blocked()
-        assert sorted(answered) == [0, 1, 2, 3]
 
 
 # --- closing ---

@@ -151,10 +151,11 @@ def test_its_answers_say_until_when(protocol):
     protocol.arm(0.0)
     protocol.commands(0.0)
     assert protocol.cancel_time is None and not protocol.switch_settled
-    assert answer_switch(protocol, "2026-01-01T00:01:00.000Z") == (SwitchSet("2026-01-01T00:01:00.000Z"),)
+    (answer,) = answer_switch(protocol, "2026-01-01T00:01:00.000Z")
+    assert answer == SwitchSet("2026-01-01T00:01:00.000Z", timeout=60000)
     assert protocol.cancel_time == "2026-01-01T00:01:00.000Z" and protocol.switch_settled
     refused = answer_switch(protocol, None, error="Rate limit exceeded.", status=429)
-    assert refused == (SwitchSet(None, 429, "Rate limit exceeded."),)
+    assert refused == (SwitchSet(None, 429, "Rate limit exceeded.", 60000),)
     assert protocol.cancel_time == "2026-01-01T00:01:00.000Z", "it is still the last that was set"
 
 
@@ -168,6 +169,59 @@ def test_disarming_is_sent_once_and_settled_by_its_answer(protocol):
     assert protocol.commands(30.0) == [] and not protocol.switch_settled
     answer_switch(protocol, 0, args=0)
     assert protocol.switch_settled and protocol.cancel_time is None
+
+
+def test_a_beat_that_was_never_answered_is_forgotten_with_the_next_answer(protocol):
+    protocol.arm(0.0)
+    protocol.commands(0.0)
+    protocol.commands(15.0)
+    assert not protocol.switch_settled
+    answer_switch(protocol, "2026-01-01T00:01:15.000Z")
+    assert protocol.switch_settled and protocol.armed
+
+
+def test_a_disarming_that_is_refused_leaves_it_armed_and_can_be_repeated(protocol):
+    protocol.arm(0.0)
+    protocol.commands(0.0)
+    answer_switch(protocol, "2026-01-01T00:01:00.000Z")
+    for _ in range(2):
+        assert protocol.disarm()
+        assert protocol.commands(1.0) == ['{"op":"cancelAllAfter","args":0}']
+        answer_switch(protocol, None, args=0, error="Rate limit exceeded.", status=429)
+        assert protocol.armed and protocol.switch_settled
+    assert protocol.disarm()
+    protocol.commands(2.0)
+    answer_switch(protocol, 0, args=0)
+    assert not protocol.armed and not protocol.disarm()
+
+
+def test_an_answer_to_a_beat_is_none_to_the_disarming_behind_it(protocol):
+    protocol.arm(0.0)
+    protocol.commands(0.0)
+    protocol.disarm()
+    protocol.commands(1.0)
+    answer_switch(protocol, "2026-01-01T00:01:00.000Z")
+    assert protocol.armed and not protocol.switch_settled
+    answer_switch(protocol, 0, args=0)
+    assert not protocol.armed and protocol.switch_settled
+
+
+def test_a_sign_in_over_one_that_stands_holds_nothing_back(protocol):
+    protocol.signed_in = True
+    protocol.arm(0.0)
+    protocol.authenticate(lambda: SIGN_IN)
+    protocol.subscribe(["order"])
+    assert protocol.switch_due == 0.0
+    sent = protocol.commands(0.0)
+    assert sent == [SIGN_IN, '{"op":"cancelAllAfter","args":60000}', '{"op":"subscribe","args":["order"]}']
+
+
+def test_what_waited_for_a_sign_in_that_nobody_answers_goes_on_the_wire_in_the_end(protocol):
+    protocol.authenticate(lambda: SIGN_IN)
+    protocol.subscribe(["order"])
+    assert protocol.commands() == [SIGN_IN]
+    protocol.stop_authenticating()
+    assert commands(protocol) == [("subscribe", ["order"])]
 
 
 def test_the_switch_waits_for_a_sign_in(protocol):

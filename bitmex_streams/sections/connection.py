@@ -98,22 +98,32 @@ class _Counters:
 class Connection(Source):
     """The realtime feed of a server that speaks BitMEX's protocol.
 
-    Gives `Connected`, then a `RawMessage` for every message, in order, and at the end `Disconnected`; `StateLost`
-    (topic None) where messages became too old to be trusted. ``received`` is the arrival at this program (ns UTC),
-    whenever it is consumed. In the middle of a pipeline, the items that come in are sent: str as it is, anything else
-    as JSON. One Connection can be open once at a time.
+    Gives `Connected`, then a `RawMessage` for every message, in order, and when the connection is lost `Disconnected`;
+    `StateLost` where messages became too old to be trusted (topic None), or a topic had to be given up. ``received`` is
+    the arrival at this program (ns UTC), whenever it is consumed. In the middle of a pipeline, the items that come in
+    are sent, at most once each: str as it is, anything else as JSON; while the connection is lost they wait. One
+    Connection can be open once at a time.
 
     ``network``: ``"mainnet"``, ``"testnet"``, or a ``ws://`` or ``wss://`` URL.
     ``subscribe``: topics (``table`` or ``table:symbol``) to subscribe to right after the handshake. One that is
-    refused ends the stream.
+    refused at the start ends the stream.
     ``api_key``, ``api_secret``: to be signed in as an account, with which the handshake is signed; both or neither.
     ``dead_mans_switch``: have the exchange cancel all orders of the account a minute after it last heard of us
     (``cancelAllAfter`` 60000 at once and every 15 s, whatever the consumers do; the answers are `CancelAllAfter`
     items, and `cancel_time`). It is disarmed when the body of the pipeline's context has ended without an exception,
-    which takes at most 2 s; after an error, a cancellation, Ctrl-C or the end of the process it strikes. In a plain
-    slurry pipeline it is never disarmed. A pipeline whose Connection has a switch goes on when its last tap is closed.
+    which takes at most 2 s; after an error, a cancellation, Ctrl-C or the end of the process it strikes. Where it
+    cannot be disarmed, the log warns. In a plain slurry pipeline it is never disarmed. A pipeline whose Connection has
+    a switch goes on when its last tap is closed.
+    ``source``: what the items say where they are from (default: the URL). State is lost and healed by source: so
+    Connections to one URL, of two accounts, need two names.
+    ``reconnect``: see `Reconnect`; None: not at all.
+    ``heartbeat``: seconds of silence after which the server is pinged, and after as many more of nothing at all the
+    connection is given up. Silence does not count while the consumer holds up reading.
+    ``resync_every``: seconds after which all topics are asked for anew, again and again, against what cannot be
+    detected (BitMEX numbers no messages); None: never.
     ``connect_timeout``: seconds for TCP, TLS and the handshake together.
-    ``subscribe_timeout``: seconds that `subscribe` and `unsubscribe` wait for the server's answer.
+    ``subscribe_timeout``: seconds that `subscribe` and `unsubscribe` wait for the server's answer, from when the
+    connection stands.
     ``max_lag``: seconds that a full buffer may stop the reading before what waits in the socket counts as too old:
     then all state is lost (a `StateLost` mark, and the callbacks of `watch`), and when reading goes on, all topics are
     asked for anew.
@@ -124,13 +134,20 @@ class Connection(Source):
     ``transport``: ``"default"`` (slurry-websocket's), ``"fast"`` (`bitmex_streams.fast.FastTransport`, of the extra
     ``fast``: ImportError without it), or a factory like those in `bitmex_streams.transport.TRANSPORTS`.
 
-    How the stream ends: after a normal close by the server (1000) it just does; after any other (also one without a
-    code, which is 1005: it does not say that all is well) with `ConnectionClosed`; with `ConnectionFailed` when no
-    connection could be made; with `SubscriptionError` when a topic of ``subscribe`` was refused; in each case after
+    How it comes back: after a connection that was lost, or could not be made for a reason that may pass, it connects
+    again as ``reconnect`` says; all topics in force are subscribed again (those that were asked for or given up
+    meanwhile taken into account), the handshake is signed anew, and the switch is armed at once. A topic that was in
+    force and is refused now is asked for three times more, then given up with a `StateLost`.
+
+    How the stream ends: by what trying again cannot mend: `AuthenticationError` (a key that is refused, a clock that is
+    wrong), `ConnectionFailed` that is ``final`` (a certificate that does not verify, a status such as 403 or 404),
+    `SubscriptionError` (a topic of ``subscribe`` is refused at the start), `ConnectionClosed` by a message that is too
+    large; by the last failure, where ``reconnect`` bounds the attempts; and, quietly, by a normal close (1000) of a
+    server that has acknowledged nothing: a replay server, such as tardis-machine's, that has played all it had. Without
+    ``reconnect``: by any normal close quietly, by any other (also one without a code, which is 1005: it does not say
+    that all is well) with `ConnectionClosed`, by a failure to connect with `ConnectionFailed`. In each case after
     everything that arrived before. Leaving it (also by cancellation) closes the websocket, which takes at most 2
     seconds.
-
-    A key that is refused, and a clock that is wrong, end it with `AuthenticationError`.
 
     The logger ``bitmex_streams.wire`` shows every message in and out at DEBUG. Keys and signatures are shown nowhere:
     where the server repeats them, `RawMessage.data` has ``***`` in their place.
@@ -149,6 +166,7 @@ class Connection(Source):
         api_key: str | None = None,
         api_secret: str | None = None,
         dead_mans_switch: bool = False,
+        source: str | None = None,
         connect_timeout: float = CONNECT_TIMEOUT,
         subscribe_timeout: float = 10.0,
         reconnect: Reconnect | None = _RECONNECT,
@@ -162,7 +180,9 @@ class Connection(Source):
         transport: str | TransportFactory = "default",
     ) -> None:
         self.url = _url_of(network)
-        """The URL connected to; it is also the ``source`` of the items."""
+        """The URL connected to."""
+        self.source = self.url if source is None else source
+        """What the items say where they are from: by default the URL."""
         for name, number in (
             ("connect_timeout", connect_timeout),
             ("subscribe_timeout", subscribe_timeout),
@@ -186,6 +206,8 @@ class Connection(Source):
         self._credentials = Credentials.of(api_key, api_secret)
         if dead_mans_switch and self._credentials is None:
             raise ValueError("the dead man's switch is for the orders of an account: give api_key and api_secret too")
+        self._hidden: deque[Credentials] = deque([self._credentials] if self._credentials else (), maxlen=8)
+        self._left_armed = False  # the switch was, when the last connection was lost
         self.dead_mans_switch = dead_mans_switch
         self.keeps_running = dead_mans_switch
         self.connect_timeout = connect_timeout
@@ -277,7 +299,8 @@ class Connection(Source):
         ``subscribe_timeout``, `ConnectionClosed` when the connection has ended, ValueError for what cannot be a key.
         """
         credentials, before = Credentials(api_key, api_secret), self._credentials
-        self._credentials = credentials  # from now on, so that it is hidden wherever it is repeated
+        self._credentials = credentials
+        self._hidden.append(credentials)  # from now on, wherever it is repeated
         await trio.lowlevel.checkpoint()
         if self._session is None and not self._ended:
             return
@@ -292,10 +315,12 @@ class Connection(Source):
             with trio.CancelScope(deadline=since + self.subscribe_timeout):
                 await self._news.park()
                 continue
+            self._protocol.stop_authenticating()
+            self._wake_writer()
             raise AuthenticationError(f"no answer to authKeyExpires from {self.url} in {self.subscribe_timeout:g} s")
         if answer.error is not None:
             self._credentials = before
-            raise refused(self.url, credentials.hide(answer.error), answer.status)
+            raise refused(self.url, answer.error, answer.status)
 
     async def subscribe(self, *topics: str) -> None:
         """Subscribe to topics (``table`` or ``table:symbol``) and wait until the server has answered for each.
@@ -354,9 +379,9 @@ class Connection(Source):
         """
         self._watchers.append(callback)
         if self._session is not None:
-            callback(self.url, CONNECTING)
+            callback(self.source, CONNECTING)
             if self._ended:
-                callback(self.url, self._session.lost_by)
+                callback(self.source, self._session.lost_by)
 
         def unwatch() -> None:
             if callback in self._watchers:
@@ -382,19 +407,27 @@ class Connection(Source):
 
     async def farewell(self) -> None:
         """The body of the pipeline's context has ended without an exception: see `Source.farewell`."""
-        session = self._session
-        if not self.dead_mans_switch or session is None:
+        if not self.dead_mans_switch:
             return
-        with trio.CancelScope(deadline=trio.current_time() + FAREWELL, shield=True):
-            if self._protocol.disarm():
-                session.wake_writer()
-            while session.connected and not self._protocol.switch_settled:
-                await self._news.park()
-        if not (session.connected and self._protocol.switch_settled):
+        session, protocol = self._session, self._protocol
+        why = "the connection is lost"
+        if session is not None and session.connected:
+            why = "that was not confirmed"
+            if session.inbox.full:
+                why += ", for a `block` tap is open that nobody reads"
+            with trio.CancelScope(deadline=trio.current_time() + FAREWELL, shield=True):
+                while session.connected and protocol.disarm():
+                    session.wake_writer()
+                    while session.connected and not protocol.switch_settled:
+                        await self._news.park()
+                    if protocol.armed and session.connected:  # it was refused
+                        await trio.sleep(FAREWELL / 8)
+            self._left_armed = protocol.armed
+        if self._left_armed:
             log.warning(
-                "%s: the dead man's switch may still be armed: its disarming was not answered; look after the orders",
-                self.url,
-            )
+                "%s: the dead man's switch could not be disarmed: %s; it may cancel the orders within the minute",
+                self.url, why,
+            )  # fmt: skip
 
     # --- between the user's calls and the session ---
 
@@ -414,7 +447,7 @@ class Connection(Source):
 
     def _lose_state(self, reason: str) -> None:
         for callback in list(self._watchers):
-            callback(self.url, reason)
+            callback(self.source, reason)
 
     async def _settle(self, ask: Callable[[Sequence[str]], list[str]], topics: tuple[str, ...]) -> None:
         for topic in topics:
@@ -626,6 +659,7 @@ class _Link:
         self.stood = 0.0  # s that it was up
         self.acknowledged = False
         self.error: Exception | None = None
+        self._signed = credentials is not None
         self.transport = connection._transport(
             connection.url,
             ssl_context=connection._ssl_context,
@@ -675,19 +709,24 @@ class _Link:
         try:
             await self.transport.connect(nursery)
         except ConnectionFailed as failed:
-            credentials = self.connection._credentials
-            if credentials is None or failed.status is None:
+            if not self._signed:
                 raise
-            words = credentials.hide(str(failed))
-            if failed.status == 401:
-                said = words.partition("HTTP status 401: ")[2]
-                raise refused(self.connection.url, said.partition("; the API key or")[0], 401) from None
-            if words == str(failed):
-                raise
-            raise ConnectionFailed(words, status=failed.status, retry_after=failed.retry_after) from None
+            # What the server repeats of the handshake may be in the text, and in the libraries' errors behind it.
+            words, status = self._hide_text(str(failed)), failed.status
+            if status in (401, 403):
+                said = words.partition(f"HTTP status {status}: ")[2].rpartition("; ")[0]
+                error = refused(self.connection.url, said, status)
+                if status == 401 or error.reason:
+                    raise error from None
+            cause = failed.__cause__
+            raise ConnectionFailed(
+                words, status=status, retry_after=failed.retry_after, final=failed.final
+            ) from (cause if isinstance(cause, OSError) else None)
 
     def _go_up(self, nursery: trio.Nursery) -> None:
         session, connection = self.session, self.connection
+        self.protocol.signed_in = self._signed
+        connection._left_armed = False
         self.up = True
         self.up_at = self._read_since = trio.current_time()
         session.set_clock()
@@ -703,7 +742,7 @@ class _Link:
         self._writer_woken = False
         self.wake_writer()
         connection._news.unpark_all()
-        session.inbox.put_nowait(Connected(session.now(), connection.url))
+        session.inbox.put_nowait(Connected(session.now(), connection.source))
         session.lost_by = ""
 
     def _go_down(self) -> None:
@@ -711,12 +750,13 @@ class _Link:
         session, connection, closed = self.session, self.connection, self._closed
         wire.debug("%s: closed: %s %s", connection.url, closed.code, closed.reason)
         self.acknowledged = self.protocol.acknowledges
+        connection._left_armed = connection._left_armed or self.protocol.armed
         if self.up:
             self.up = False
             self.stood = trio.current_time() - self.up_at
             session.lose_state(f"disconnected ({closed.code}{': ' if closed.reason else ''}{closed.reason})")
             if session.inbox.wanted:
-                session.inbox.put_nowait(Disconnected(session.now(), connection.url, closed.code, closed.reason))
+                session.inbox.put_nowait(Disconnected(session.now(), connection.source, closed.code, closed.reason))
             if session.stopping:
                 session.outbox.close()  # what is in it is still sent
             else:
@@ -729,7 +769,7 @@ class _Link:
 
     async def _read(self) -> None:
         session, connection, protocol, inbox = self.session, self.connection, self.protocol, self.session.inbox
-        receive, url, counters = self.transport.receive, connection.url, connection._counters
+        receive, source, counters = self.transport.receive, connection.source, connection._counters
         while True:
             messages = await receive()
             received = session.now()
@@ -737,28 +777,32 @@ class _Link:
             counters.messages += len(messages)
             for data in messages:
                 counters.bytes += len(data)
-                answers = protocol.receive(data, trio.current_time())
                 if data[:8] != '{"table"' and data[:8] != b'{"table"':
                     data = self._hide(data)
+                answers = protocol.receive(data, trio.current_time())
                 if traced:
-                    wire.debug("%s < %s", url, data)
+                    wire.debug("%s < %s", connection.url, data)
                 if answers:
                     connection._news.unpark_all()
                 if inbox.full:
                     await self._wait_for_room()
-                inbox.put_nowait(RawMessage(received, data, url), len(data))
+                inbox.put_nowait(RawMessage(received, data, source), len(data))
                 for answer in answers:
                     self._take_answer(answer)
 
     def _hide(self, data: str | bytes) -> str | bytes:
         """A message that is not of a table, without keys and signatures: it may repeat a command of ours."""
         data = mask(data)
-        credentials = self.connection._credentials
-        if credentials is None:
+        if not self.connection._hidden:
             return data
         if isinstance(data, str):
-            return credentials.hide(data)
-        return credentials.hide(data.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+            return self._hide_text(data)
+        return self._hide_text(data.decode("utf-8", "surrogateescape")).encode("utf-8", "surrogateescape")
+
+    def _hide_text(self, text: str) -> str:
+        for credentials in self.connection._hidden:
+            text = credentials.hide(text)
+        return text
 
     def _take_answer(self, answer: Answer) -> None:
         """What an answer means beyond the protocol; raises what ends the stream."""
@@ -775,7 +819,7 @@ class _Link:
                 connection._proven.discard(answer.topic)
                 reason = f"{_refusal(answer)}: it was in force before, and is given up"
                 log.error("%s", reason)
-                session.inbox.put_nowait(StateLost(session.now(), connection.url, reason, answer.topic))
+                session.inbox.put_nowait(StateLost(session.now(), connection.source, reason, answer.topic))
         elif isinstance(answer, Acknowledged):
             if answer.op == "subscribe":
                 connection._proven.add(answer.topic)
@@ -786,7 +830,7 @@ class _Link:
             session.signed_in = answer
             self.wake_writer()  # private topics have waited for it
         elif answer.error is not None:
-            error = answer.error if connection._credentials is None else connection._credentials.hide(answer.error)
+            error = answer.error
             if connection.dead_mans_switch and answer.status in (401, 403):
                 raise AuthenticationError(
                     f"{connection.url} refused the dead man's switch with status {answer.status}: {error}; may this "
@@ -794,7 +838,7 @@ class _Link:
                     reason="key",
                     status=answer.status,
                 )
-            log.warning("%s refused cancelAllAfter: %s; it is tried again in 15 s", connection.url, error)
+            log.warning("%s refused cancelAllAfter: %s; it is tried again", connection.url, error)
 
     async def _wait_for_room(self) -> None:
         session, connection = self.session, self.connection
@@ -808,7 +852,7 @@ class _Link:
                 "old"
             )
             session.lose_state(reason)
-            session.inbox.put_nowait(StateLost(session.now(), connection.url, reason))
+            session.inbox.put_nowait(StateLost(session.now(), connection.source, reason))
             await session.inbox.wait_for_room()
         finally:
             self._held_up, self._read_since = False, trio.current_time()
@@ -871,6 +915,7 @@ class _Link:
 
     async def _ping(self) -> None:
         self._pinging = True
+        wire.debug("%s > (ping frame)", self.connection.url)
         try:
             await self.transport.ping()
         except TransportClosed:
@@ -893,6 +938,7 @@ class _Link:
     def _break(self, closed: TransportClosed) -> None:
         """How the connection was lost: the first word counts."""
         if not self._broken:
+            closed.reason = self._hide_text(closed.reason)
             self._broken, self._closed = True, closed
             if closed.code != 1000:
                 self.error = self.error or self._closed_error(closed)

@@ -24,8 +24,6 @@ from bitmex_streams.messages import Connected, Disconnected, RawMessage, StateLo
 from bitmex_streams.pipeline import Pipeline
 from bitmex_streams.sections.connection import NETWORKS
 from bitmex_streams.sections.connection import Connection as _Connection
-
-Connection = partial(_Connection, reconnect=None)
 from tests.servers import (
     ScriptedExchange,
     in_memory,
@@ -37,6 +35,7 @@ from tests.servers import (
     tardis_replay,
 )
 
+Connection = partial(_Connection, reconnect=None)  # one life: what comes of more is in test_reconnecting.py
 DATA = Path(os.environ.get("BITMEX_STREAMS_DATA") or Path(__file__).parents[3] / "shared" / "data")
 
 

@@ -189,8 +189,9 @@ class _Keyed:
             covered = filter.items()
             for row in rows:
                 for column, value in covered:
-                    if row.get(column, value) != value:
-                        raise ValueError(f"a row that it does not cover: its {column} is {_brief(row[column])}")
+                    given = row.get(column, value)
+                    if given != value and type(given) is type(value):  # so it may be another connection's
+                        raise ValueError(f"a row that it does not cover: its {column} is {_brief(given)}")
             fresh = {key: row for key, row in self.rows.items() if not covered <= row.items()} | fresh
         try:
             ordered = sorted(fresh)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Container, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 import msgspec
 import trio
@@ -24,6 +24,7 @@ import trio
 from .schemas import PRIVATE_SCHEMAS, SCHEMAS
 
 if TYPE_CHECKING:
+    from .server import Subscription
     from .simulation import Simulation
 
 __all__ = ["Faults", "Frame", "Line"]
@@ -464,7 +465,7 @@ class Faults:
                 return miscount.copies
         return 1
 
-    def postpone(self, subscription: Any) -> bool:
+    def postpone(self, subscription: Subscription) -> bool:
         """Whether the partial of a new subscription comes later: then its ``begin`` will be called."""
         for delay in self._delays:
             of_table, symbol = delay.topic or (subscription.table, None)

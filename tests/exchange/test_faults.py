@@ -6,7 +6,7 @@ import json
 import ssl
 import struct
 import time
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from urllib.parse import urlsplit
 
 import pytest
@@ -317,21 +317,32 @@ async def test_stall_of_a_topic_leaves_the_others_and_those_to_come():
         assert sizes(await one.until_pong()) == [200]
 
 
-async def test_stalled_it_ends_without_a_wait():
-    began = time.monotonic()
-    async with quiet() as exchange:
-        async with open_wire(exchange, "trade") as wire:
+async def test_the_stalled_can_be_dropped():
+    async with quiet() as exchange, open_wire(exchange, "trade") as wire:
+        exchange.faults.stall()
+        trade(exchange, 200)
+        assert await wire.silent(0.05)
+        late = await handshake(exchange, "/realtime")
+        await trio.sleep(0.05)
+        assert exchange.faults.drop(reset=False) == 2
+        assert await wire.ended()
+        with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):  # its request was never read
+            await late.receive_some()
+        await late.aclose()
+
+
+async def test_the_stalled_hear_it_when_the_exchange_closes():
+    async with AsyncExitStack() as client:
+        async with quiet() as exchange:
+            wire = await client.enter_async_context(open_wire(exchange, "trade"))
             exchange.faults.stall()
             trade(exchange, 200)
             assert await wire.silent(0.05)
-            late = await handshake(exchange, "/realtime")
-            await trio.sleep(0.05)
-            exchange.faults.drop(reset=False)
-            assert await wire.ended()
-            with trio.fail_after(5), pytest.raises(trio.BrokenResourceError):  # its request was never read
-                await late.receive_some()
-            await late.aclose()
-    assert time.monotonic() - began < 0.9
+            began = time.monotonic()
+        assert time.monotonic() - began < 3
+        assert sizes([await wire.text()]) == [200]
+        assert await wire.frame() == (CLOSE, struct.pack("!H", 1001) + b"The exchange is closing.")
+        assert await wire.ended()
 
 
 async def test_what_waits_for_a_stalled_client_is_bounded(caplog):

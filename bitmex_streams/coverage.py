@@ -21,12 +21,15 @@ from collections.abc import Iterator, Mapping
 from itertools import count
 from typing import Any
 
-from .messages import Connected, Disconnected, Row, StateLost
+from .messages import Connected, Disconnected, Row, StateLost, Unsubscribed
 
-__all__ = ["CONNECTING", "Coverage", "Topic"]
+__all__ = ["CONNECTING", "UNSUBSCRIBED", "Coverage", "Topic"]
 
 CONNECTING = "not connected yet"
 """The reason by which a connection announces that it is opened: nothing that came before is of its new life."""
+
+UNSUBSCRIBED = "unsubscribed"
+"""The reason by which a topic that was given up is stale: it moves on, and nobody tells."""
 
 _numbers = count(1)
 
@@ -106,11 +109,17 @@ class Coverage:
             and (not table or (topic.table == table and (not symbol or topic.filter.get("symbol", symbol) == symbol)))
         ]
 
-    def lose_by(self, mark: Connected | Disconnected | StateLost) -> list[Topic]:
-        """State is lost as a mark says: the topics that went stale by that. An announced loss has thereby come."""
+    def lose_by(self, mark: Connected | Disconnected | StateLost | Unsubscribed) -> list[Topic]:
+        """State is lost as a mark says: the topics that went stale by that. An announced loss has thereby come.
+
+        `Unsubscribed` is of the topic of exactly that name: a wider one, or a narrower one, goes on.
+        """
         announced = self._announced.get(mark.source)
         if type(mark) is Connected:
             return self.opened(mark.source)
+        if type(mark) is Unsubscribed:
+            given_up = [topic for topic in self if topic.source == mark.source and topic.name == mark.topic]
+            return self._lose_topics(given_up, UNSUBSCRIBED)
         if type(mark) is StateLost:
             reason, name = mark.reason, mark.topic
             # A Decoder makes such marks too, which nobody announced.
@@ -123,7 +132,11 @@ class Coverage:
         return self._lose(mark.source, name, reason)
 
     def _lose(self, source: str, name: str | None, reason: str) -> list[Topic]:
-        lost = [topic for topic in self.concerned(source, name) if not topic.stale]
+        return self._lose_topics(self.concerned(source, name), reason)
+
+    @staticmethod
+    def _lose_topics(topics: list[Topic], reason: str) -> list[Topic]:
+        lost = [topic for topic in topics if not topic.stale]
         for topic in lost:
             topic.stale = reason
         return lost

@@ -63,8 +63,9 @@ class Recording:
         topics = [f"{table}:{symbol}" for table in PUBLIC] + list(PRIVATE)
         self.parts: list[tuple[list[str], list[str]]] = []
         for _ in range(parts):
-            session.unsubscribe(list(session.topics and topics), {"op": "unsubscribe", "args": topics})
             begin = len(self.texts)
+            session.unsubscribe(list(session.topics and topics), {"op": "unsubscribe", "args": topics})
+            del self.texts[begin:]  # who has two sources is told by `Run`
             session.subscribe(topics, {"op": "subscribe", "args": topics})
             partials = self.texts[begin:]
             del self.texts[begin:]
@@ -409,6 +410,9 @@ class Run:
                     self.mutate(random.choice(partials) if random.random() < 0.05 else text)
                     if random.random() < 0.001:
                         self.other.apply(Disconnected(self.now, BAD))
+                    if random.random() < 0.001:
+                        topic = random.choice((f"orderBookL2:{self.bad.symbol}", f"trade:{self.bad.symbol}", "order"))
+                        self.bad_step(f'{{"success":true,"unsubscribe":"{topic}"}}')
                 if self.mutated >= number:
                     return
                 assert time.monotonic() < deadline, "too slow"

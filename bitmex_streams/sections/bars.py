@@ -16,7 +16,7 @@ from numbers import Number
 from typing import Any, Literal
 
 from ..coverage import Coverage, Topic
-from ..messages import Bar, Disconnected, Row, StateLost, TableMessage, TableUpdate, symbol_of
+from ..messages import Bar, Disconnected, Row, StateLost, TableMessage, TableUpdate, Unsubscribed, symbol_of
 from ..operator import Operator
 from ..timestamps import to_iso, to_nanoseconds
 
@@ -126,10 +126,10 @@ class Bars(Operator):
     without volume.
 
     ``complete`` is False where trades may be missing: in a bar that began before the partial did, that saw a loss of
-    state (`Disconnected`, `StateLost`, a stale `TableUpdate`), or in which the input ended; and in one during which a
-    trade came for a bar already put out, which is then counted in `late` (and logged as a warning, once for each
-    symbol). A trade that cannot be one (no symbol, timestamp, price or size, or of a wrong type) is a loss of the
-    state of its topic: logged, and a new partial is asked for by `resync`.
+    state (`Disconnected`, `StateLost`, `Unsubscribed`, a stale `TableUpdate`), or in which the input ended; and in one
+    during which a trade came for a bar already put out, which is then counted in `late` (and logged as a warning, once
+    for each symbol). A trade that cannot be one (no symbol, timestamp, price or size, or of a wrong type) is a loss of
+    the state of its topic: logged, and a new partial is asked for by `resync`.
 
     Time: bars follow the exchange's timestamps, also where ``received`` is of another time, as with a server that
     plays old data. Where a topic's first partial is more than a day from ``received``, or no partial of its source had
@@ -169,9 +169,9 @@ class Bars(Operator):
                 elif item.action == "stale":
                     self._coverage.lose_scope("trade", item.filter, item.source, item.reason)
             return ()
-        if kind is Disconnected or kind is StateLost:
+        if kind is Disconnected or kind is StateLost or kind is Unsubscribed:
             self._coverage.lose_by(item)
-            if kind is StateLost and self.resync is not None:  # a connection that was lost subscribes again of itself
+            if kind is StateLost and self.resync is not None:  # by the others, nothing is to be asked for
                 for topic in self._coverage.concerned(item.source, item.topic):
                     self.resync(topic.name)
             return ()

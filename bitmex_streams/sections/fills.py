@@ -16,7 +16,7 @@ from typing import Any
 from ..coverage import Topic
 from ..messages import Fill, FillsMissing, Row, TableUpdate, symbol_of
 from ..timestamps import to_nanoseconds
-from .follower import Follower, number_in, text_in, whole_in
+from .follower import AccountFollower, number_in, text_in, whole_in
 
 __all__ = ["Fills"]
 
@@ -26,7 +26,7 @@ log = logging.getLogger("bitmex_streams")
 _MAKER = {"AddedLiquidity": True, "Added": True, "RemovedLiquidity": False, "Removed": False}
 
 
-class Fills(Follower):
+class Fills(AccountFollower):
     """The fills of an account: `Fill` items, behind the `TableUpdate` items of the table ``execution``.
 
     It stands behind a `TableApplier` (else TypeError). Everything that comes in passes unchanged. Each execution of
@@ -42,7 +42,8 @@ class Fills(Follower):
 
     ``keep`` (int, at least 1, else ValueError): how many executions, of any type, are remembered by their execID; those
     that are forgotten are told from news by their timestamps. `recent` holds the last ``keep`` fills. So memory is
-    bounded.
+    bounded. ``account``: int, the only one that is followed (a TypeError for what is no int); None: all that are told
+    of, where each `Fill` names its own.
 
     An inserted row that cannot be an execution (no execID; a trade without symbol, orderID, lastQty or lastPx, or with
     a field of a wrong type) is a loss of the state of its topic: logged, and a new partial is asked for by ``resync``.
@@ -53,10 +54,10 @@ class Fills(Follower):
     recent: Sequence[Fill]
     """The last fills, oldest known first; those of the first partial among them. It is live: only read it."""
 
-    def __init__(self, keep: int = 10_000) -> None:
+    def __init__(self, keep: int = 10_000, *, account: int | None = None) -> None:
         if type(keep) is not int or keep < 1:
             raise ValueError(f"Fills keeps a number of executions that is an int of at least 1, not {keep!r}")
-        super().__init__()
+        super().__init__(account)
         self.keep = keep
         self._recent: deque[Fill] = deque(maxlen=keep)
         self.recent = self._recent

@@ -13,11 +13,13 @@ from collections.abc import Callable, Iterable, Mapping
 from decimal import Decimal
 from typing import Any, ClassVar
 
+from msgspec.structs import replace
+
 from ..coverage import Coverage, Topic
 from ..messages import Row, TableMessage, TableUpdate
 from ..operator import Operator
 
-__all__ = ["Follower", "number_in", "text_in", "whole_in"]
+__all__ = ["AccountFollower", "Follower", "checked_account", "narrowed", "number_in", "text_in", "whole_in"]
 
 log = logging.getLogger("bitmex_streams")
 
@@ -131,6 +133,39 @@ class Follower(Operator):
         if ask and self.resync is not None:
             self.resync(topic.name)
         return self.lose(topic, received)
+
+
+class AccountFollower(Follower):
+    """A `Follower` of private tables: of one account, or of all that are told of.
+
+    ``account``: int, the only one that is followed (what is told of others passes unread); None: every account.
+    """
+
+    def __init__(self, account: int | None = None) -> None:
+        super().__init__()
+        self.account = checked_account(account)
+
+    def _follow(self, update: TableUpdate) -> list[Any]:
+        mine = update if self.account is None else narrowed(update, self.account)
+        return [] if mine is None else super()._follow(mine)
+
+
+def checked_account(account: int | None) -> int | None:
+    """Raises TypeError for what cannot be an account."""
+    if account is not None and type(account) is not int:
+        raise TypeError(f"an account is an int (as in the rows of the exchange) or None, not {account!r:.80}")
+    return account
+
+
+def narrowed(update: TableUpdate, account: int) -> TableUpdate | None:
+    """What an update tells of one account; None: nothing. What names no account is of each."""
+    covered = (update.filter or {}).get("account", account)
+    if type(covered) is int and covered != account:  # what is no int is for the reader
+        return None
+    rows = [row for row in update.rows if type(told := row.get("account", account)) is not int or told == account]
+    if len(rows) == len(update.rows):
+        return update
+    return replace(update, rows=rows, delta=()) if rows or update.action == "partial" else None
 
 
 # --- reading what the exchange sent ---

@@ -9,7 +9,7 @@ from msgspec.structs import replace
 
 from ..coverage import Topic
 from ..messages import MarginState, Position, TableUpdate, Ticker
-from .follower import Follower
+from .follower import Follower, checked_account, narrowed
 
 __all__ = ["Latest", "OfAccount"]
 
@@ -98,10 +98,8 @@ class OfAccount(Latest[Item]):
     """Those of `tables` that tell of accounts."""
 
     def __init__(self, account: int | None = None) -> None:
-        if account is not None and type(account) is not int:
-            raise TypeError(f"an account is an int (as in the rows of the exchange) or None, not {account!r:.80}")
         super().__init__()
-        self.account = account
+        self.account = checked_account(account)
         self._given = account is not None
 
     def _follow(self, update: TableUpdate) -> list[Any]:
@@ -128,7 +126,5 @@ class OfAccount(Latest[Item]):
                 f"{type(self).__name__} is of one account, and {update.table!r} tells of {told_of}: give each its own "
                 f"section, as in {type(self).__name__}(account={told_of[0]})"
             )
-        if covered.get("account", account) != account:
-            return None
-        rows = [row for row in update.rows if row.get("account", account) == account]
-        return replace(update, rows=rows, delta=()) if rows or update.action == "partial" else None
+        assert account is not None
+        return narrowed(update, account)

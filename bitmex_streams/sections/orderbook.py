@@ -11,7 +11,17 @@ from typing import Any
 import trio
 
 from ..coverage import Coverage, Topic
-from ..messages import BookUpdate, Connected, Disconnected, Level, Row, StateLost, TableMessage, TableUpdate
+from ..messages import (
+    BookUpdate,
+    Connected,
+    Disconnected,
+    Level,
+    Row,
+    StateLost,
+    TableMessage,
+    TableUpdate,
+    Unsubscribed,
+)
 from ..operator import Operator
 from ..orderbook import Levels, OrderBook
 from .tables import CONSUMED
@@ -123,7 +133,7 @@ class OrderBookMerger(Operator):
             else:
                 told = self._apply(item, item.rows if kind is TableMessage else item.delta or item.rows)
             return [*stale, *told] if stale else told
-        if kind is Disconnected or kind is Connected:  # its connection subscribes again of itself
+        if kind is Disconnected or kind is Connected or kind is Unsubscribed:  # nothing is to be asked for
             return self._stale(self._coverage.lose_by(item), item.received)
         if kind is StateLost:
             lost = self._coverage.lose_by(item)

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from ..coverage import Topic
 from ..messages import OrderState, Row, TableUpdate
-from .follower import Follower, number_in, text_in, whole_in
+from .follower import AccountFollower, number_in, text_in, whole_in
 
 __all__ = ["Orders"]
 
@@ -20,7 +20,7 @@ __all__ = ["Orders"]
 _CLOSED = frozenset({"Filled", "Canceled", "Rejected", "Expired"})
 
 
-class Orders(Follower):
+class Orders(AccountFollower):
     """The open orders of an account: `OrderState` items, behind the `TableUpdate` items of the table ``order``.
 
     It stands behind a `TableApplier` (else TypeError). Everything that comes in passes unchanged, and each change of an
@@ -39,14 +39,16 @@ class Orders(Follower):
     ``order_id in orders``, ``len(orders)`` and iteration (over order ids) are of the same. When a connection is lost,
     what is read is stale at once, ahead of the stream. Memory: the open orders.
 
+    ``account``: int, the only one that is followed (a TypeError for what is no int); None: all that are told of.
+
     A row that cannot be an order (no orderID, symbol or ordStatus, a field of a wrong type) is a loss of the state of
     its topic: logged, and a new partial is asked for by ``resync``.
     """
 
     tables = frozenset({"order"})
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, account: int | None = None) -> None:
+        super().__init__(account)
         self._open: dict[str, OrderState] = {}
 
     @property
@@ -56,8 +58,22 @@ class Orders(Follower):
 
     @property
     def by_client_id(self) -> dict[str, OrderState]:
-        """The open orders that have one by client order id (clOrdID), oldest known first. A fresh dict."""
-        return {order.client_order_id: self._now(order) for order in self._open.values() if order.client_order_id}
+        """The open orders that have one by client order id (clOrdID), oldest known first. A fresh dict.
+
+        The ids are unique within an account. Raises ValueError where open orders of two accounts have the same.
+        """
+        found: dict[str, OrderState] = {}
+        for order in self._open.values():
+            if order.client_order_id:
+                other = found.get(order.client_order_id)
+                if other is not None and other.account != order.account:
+                    raise ValueError(
+                        f"open orders of the accounts {other.account} and {order.account} both have the client order "
+                        f"id {order.client_order_id!r:.80}: give each account its own section, as in "
+                        f"Orders(account={other.account})"
+                    )
+                found[order.client_order_id] = self._now(order)
+        return found
 
     def of(self, symbol: str) -> list[OrderState]:
         """The open orders of a symbol, oldest known first."""

@@ -33,7 +33,7 @@ log = logging.getLogger("bitmex_streams")
 
 # What says nothing about the state of a table goes no further; items of kinds that are not of this package pass.
 CONSUMED = frozenset(
-    {Authenticated, CancelAllAfter, Connected, ErrorMessage, Help, Pong, Subscribed, Unsubscribed, Welcome}
+    {Authenticated, CancelAllAfter, Connected, ErrorMessage, Help, Pong, Subscribed, Welcome}
 )
 
 
@@ -42,14 +42,16 @@ class TableApplier(Operator):
 
     ``storage`` (`Storage`) holds the tables; ``max_rows`` bounds those that only grow. Deltas before the first
     partial that covers them, and from a loss of state to the next one, are dropped. State is lost by `Disconnected`
-    (all of that source), by `StateLost`, and by what contradicts it: an update or delete of a row that is not there
-    (other than a trimmed one), an insert of one that is, a row without its key columns. The unit is the topic as
-    subscribed, as the partial's ``filter`` tells it (``trade`` for ``{}``, ``trade:XBTUSD``); each source has its
-    own, and what a partial covers is its source's from then on. In a loop of pipelines one `TableApplier` can serve
-    them all: what a consumer that left did not hear of any more is said at the next `Connected`.
+    (all of that source), by `StateLost`, by `Unsubscribed` (of that topic; also for the moment between the two halves
+    of a resync), and by what contradicts it: an update or delete of a row that is not there (other than a trimmed
+    one), an insert of one that is, a row without its key columns. The unit is the topic as subscribed, as the
+    partial's ``filter`` tells it (``trade`` for ``{}``, ``trade:XBTUSD``); each source has its own, and what a partial
+    covers is its source's from then on. In a loop of pipelines one `TableApplier` can serve them all: what a consumer
+    that left did not hear of any more is said at the next `Connected`.
 
-    A loss puts out one `TableUpdate` with action
-    ``stale`` per topic, in place of the message that contradicts, and asks for a new partial by ``resync(topic)``.
+    A loss puts out one `TableUpdate` with action ``stale`` per topic, in place of the message that contradicts, and
+    asks for a new partial by ``resync(topic)``; not after `Disconnected` (the connection subscribes again of itself)
+    and `Unsubscribed` (nobody wants it).
 
     Control messages are taken out of the stream; items of foreign kinds pass.
     """
@@ -85,7 +87,7 @@ class TableApplier(Operator):
             stale = [self._stale(topic, item.received) for topic in lost]
             told = self._load(item) if item.action == "partial" else self._apply(item)
             return [*stale, *told] if stale else told
-        if kind is Disconnected or kind is Connected:  # its connection subscribes again of itself
+        if kind is Disconnected or kind is Connected or kind is Unsubscribed:  # nothing is to be asked for
             return [self._stale(topic, item.received) for topic in self._coverage.lose_by(item)]
         if kind is StateLost:
             lost = self._coverage.lose_by(item)

@@ -16,6 +16,7 @@ from bitmex_streams.messages import (
     StateLost,
     TableMessage,
     TableUpdate,
+    Unsubscribed,
 )
 from bitmex_streams.pipeline import Pipeline
 from bitmex_streams.sections.bars import Bars
@@ -221,6 +222,7 @@ def test_the_bar_in_which_the_partial_came_is_not_complete_and_the_next_one_is()
         StateLost(at(70), "a", "why", "trade"),
         StateLost(at(70), "a", "why", "trade:XBTUSD"),
         TableUpdate("trade", "stale", (), at(70), "a", filter={}, reason="why"),
+        Unsubscribed("trade", at(70), "a"),
     ],
 )
 def test_bars_are_not_complete_from_a_loss_of_state_to_the_partial_that_ends_it(gap):
@@ -238,7 +240,8 @@ def test_the_loss_of_another_connection_or_symbol_is_none():
     out = run(
         Bars(), partial(0, filter={"symbol": "XBTUSD"}),
         partial(0, trade(0, 5, symbol="ETHUSD"), filter={"symbol": "ETHUSD"}, source="b"),
-        insert(trade(1, 100)), Disconnected(at(2), "b"), StateLost(at(3), "a", "why", "quote"), until=61,
+        insert(trade(1, 100)), Disconnected(at(2), "b"), StateLost(at(3), "a", "why", "quote"),
+        Unsubscribed("trade:ETHUSD", at(4), "a"), Unsubscribed("trade", at(4), "a"), until=61,
     )
     assert [(bar.symbol, bar.complete) for bar in out] == [("XBTUSD", True), ("ETHUSD", False)]
 

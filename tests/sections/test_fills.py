@@ -25,6 +25,7 @@ from bitmex_streams.messages import (
     RawMessage,
     StateLost,
     TableMessage,
+    Unsubscribed,
     is_mark,
 )
 from bitmex_streams.pipeline import Pipeline
@@ -85,8 +86,8 @@ def message(action, *rows, received=2, source="a", **fields):
     return TableMessage("execution", action, rows, received, source, **fields)
 
 
-def partial(*rows, symbol=None, received=1, source="a", keys=()):
-    filter = {"account": ACCOUNT} | ({"symbol": symbol} if symbol else {})
+def partial(*rows, symbol=None, received=1, source="a", keys=(), account=ACCOUNT):
+    filter = {"account": account} | ({"symbol": symbol} if symbol else {})
     return message("partial", *rows, received=received, source=source, keys=keys, attributes={}, types={
         "timestamp": "timestamp"}, filter=filter)
 
@@ -201,6 +202,30 @@ def test_what_a_gap_held_comes_late_once_and_in_order():
     assert not account.fills.stale
     assert brief(account.fills.recent) == [1, 2, -3, -5, 6]
     assert account.told(partial(*rows, execution(6))) == []
+
+
+def test_what_was_filled_while_nothing_was_subscribed_comes_late():
+    account = Account()
+    account.feed(partial(execution(1)), Unsubscribed("execution", 3, "a"))
+    assert account.fills.stale
+    assert account.told(insert(execution(2))) == [], "which is told by the next partial, if there is one"
+    assert brief(account.told(partial(*map(execution, (1, 2, 3))))) == [-2, -3]
+    assert not account.fills.stale
+    account.feed(Unsubscribed("execution", 4, "a"))
+    [missing] = account.fills.finish()
+    assert "unsubscribed" in missing.reason
+
+
+def test_of_two_accounts_the_given_one_is_followed():
+    fills = Fills(account=5)
+    line = Line(fills)
+    first = partial(execution(1)), partial(execution(2, account=5), source="b", account=5)
+    then = insert(execution(3)), insert(execution(4, account=5), source="b"), disconnected()
+    told = [item for item in line.feed(*first, *then) if type(item) in (Fill, FillsMissing)]
+    assert brief(told) == [4] and brief(fills.recent) == [2, 4]
+    assert not fills.stale and list(fills.finish()) == []
+    with pytest.raises(TypeError, match="an account is an int"):
+        Fills(account="273093")
 
 
 def test_rows_of_a_partial_are_put_in_the_order_of_time():

@@ -13,7 +13,17 @@ from hypothesis import strategies as st
 
 from bitmex_streams.coverage import CONNECTING
 from bitmex_streams.exchange import open_exchange
-from bitmex_streams.messages import BookUpdate, Connected, Disconnected, Pong, Row, StateLost, TableMessage, TableUpdate
+from bitmex_streams.messages import (
+    BookUpdate,
+    Connected,
+    Disconnected,
+    Pong,
+    Row,
+    StateLost,
+    TableMessage,
+    TableUpdate,
+    Unsubscribed,
+)
 from bitmex_streams.orderbook import BookSnapshot
 from bitmex_streams.pipeline import Pipeline
 from bitmex_streams.sections.connection import Connection
@@ -106,6 +116,7 @@ def test_marks_of_the_connection_become_stale_books() -> None:
         Disconnected(5, SOURCE),
         StateLost(5, SOURCE, "garbage"),
         StateLost(5, SOURCE, "?", "orderBookL2:XBTUSD"),
+        Unsubscribed("orderBookL2:XBTUSD", 5, SOURCE),
     ):
         books = OrderBookMerger()
         apply(books, partial(BID, ASK, filter={"symbol": "XBTUSD"}))
@@ -122,6 +133,9 @@ def test_marks_of_others_concern_no_book() -> None:
         Disconnected(5, "ws://two"),
         StateLost(5, SOURCE, "?", "trade"),
         StateLost(5, SOURCE, "?", "orderBookL2:ETHUSD"),
+        Unsubscribed("orderBookL2:XBTUSD", 5, "ws://two"),
+        Unsubscribed("orderBookL2", 5, SOURCE),
+        Unsubscribed("orderBookL2_25:XBTUSD", 5, SOURCE),
     ):
         assert apply(books, mark) == []
     assert apply(books, TableUpdate("trade", "stale", (), 5, SOURCE)) == []

@@ -223,6 +223,41 @@ def test_a_client_id_is_free_again_once_its_order_is_closed():
     assert account.orders.by_client_id["a"].order_id == SECOND
 
 
+OTHER = ACCOUNT + 1
+
+
+def of_another_account(*rows):
+    rows = [row | {"account": OTHER} for row in rows]
+    return message("partial", *rows, source="b", keys=["orderID"], filter={"account": OTHER})
+
+
+def test_orders_of_all_accounts_are_followed_unless_one_is_given():
+    account = Account()
+    account.feed(partial(order()), of_another_account(order(SECOND)))
+    assert {id: found.account for id, found in account.orders.open.items()} == {FIRST: ACCOUNT, SECOND: OTHER}
+    account.orders = Orders(account=OTHER)
+    account = Line(orders := account.orders)
+    items = account.feed(partial(order()), of_another_account(order(SECOND)), update(change(**FILLED)))
+    assert [(item.order_id, item.account) for item in items if type(item) is OrderState] == [(SECOND, OTHER)]
+    assert list(orders) == [SECOND]
+    account.feed(disconnected())
+    assert not orders.stale, "it is of the other connection"
+    account.feed(disconnected(source="b"))
+    assert orders.stale
+    with pytest.raises(TypeError, match="an account is an int"):
+        Orders(account="273093")
+
+
+def test_one_client_id_of_two_accounts_is_an_error_in_words():
+    account = Account()
+    account.feed(partial(order(client_id="a")), of_another_account(order(SECOND, "b")))
+    assert {id: found.account for id, found in account.orders.by_client_id.items()} == {"a": ACCOUNT, "b": OTHER}
+    account.feed(of_another_account(order(SECOND, "a")))
+    with pytest.raises(ValueError, match=r"'a': give each account its own section, as in Orders\(account=273093\)"):
+        _ = account.orders.by_client_id
+    assert len(account.orders.open) == 2
+
+
 async def test_orders_without_an_order_can_be_tapped_as_any_section():
     async def source():
         for item in (partial(), insert(order()), update(change(**CANCELED))):

@@ -706,8 +706,14 @@ async def test_a_periodic_resync_brings_new_partials(autojump_clock):
     async with in_memory_steady(exchange, subscribe=["trade", "quote"], resync_every=100) as connection:
         async with running(connection, Decoder(), TableApplier()) as taken:
             await trio.sleep(350)
-            assert [update.table for update in taken] == ["trade", "quote"] * 4
-            assert {update.action for update in taken} == {"partial"}, "nothing went stale by it"
+            told = [(update.table, update.action, update.reason) for update in taken]
+            assert told[:2] == [("trade", "partial", ""), ("quote", "partial", "")]
+            assert len(told) == 2 + 3 * 4
+            for number in range(2, len(told), 4):  # stale between the two halves, when no deltas are sent
+                assert told[number : number + 4] == [
+                    *((table, "stale", "unsubscribed") for table in ("trade", "quote")),
+                    *((table, "partial", "") for table in ("trade", "quote")),
+                ]
 
 
 async def test_watchers_hear_of_each_loss_once(autojump_clock):

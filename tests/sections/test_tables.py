@@ -17,6 +17,7 @@ from bitmex_streams.messages import (
     Subscribed,
     TableMessage,
     TableUpdate,
+    Unsubscribed,
     Welcome,
 )
 from bitmex_streams.pipeline import Pipeline
@@ -145,6 +146,34 @@ def test_a_disconnect_makes_all_of_its_source_stale_and_nothing_of_another() -> 
     assert apply(tables, delta("update", ETH, source=TWO))
 
 
+def test_a_topic_that_is_given_up_is_stale_until_it_is_subscribed_again_and_is_not_asked_for() -> None:
+    asked: list[str] = []
+    tables = TableApplier(resync=asked.append)
+    for row in (XBT, ETH):
+        apply(tables, partial([row], {"symbol": row["symbol"]}))
+    for other in (Unsubscribed("instrument:XBTUSD", 3, TWO), Unsubscribed("trade", 3, ONE)):
+        assert apply(tables, other) == []
+    given_up = Unsubscribed("instrument:XBTUSD", 3, ONE)
+    (mark,) = apply(tables, given_up)
+    assert (mark.action, mark.filter, mark.reason, mark.received) == (
+        "stale", {"symbol": "XBTUSD"}, "unsubscribed", 3,
+    )  # fmt: skip
+    assert apply(tables, given_up) == apply(tables, delta("update", XBT)) == []
+    assert (tables.stale, asked) == ({"instrument:XBTUSD": "unsubscribed"}, [])
+    assert brief(apply(tables, delta("update", ETH))) == [("update", None, [ETH])]
+    assert brief(apply(tables, partial([XBT], {"symbol": "XBTUSD"}))) == [("partial", {"symbol": "XBTUSD"}, [XBT])]
+    assert tables.stale == {}
+
+
+def test_giving_up_a_topic_that_a_wider_one_has_taken_over_loses_nothing() -> None:
+    tables = TableApplier()
+    apply(tables, partial([XBT], {"symbol": "XBTUSD"}))
+    apply(tables, partial([XBT, ETH]))
+    assert apply(tables, Unsubscribed("instrument:XBTUSD", 3, ONE)) == []
+    assert brief(apply(tables, delta("update", XBT))) == [("update", None, [XBT])]
+    assert brief(apply(tables, Unsubscribed("instrument", 3, ONE))) == [("stale", {}, [])]
+
+
 def test_a_lost_topic_is_asked_for_again_even_while_it_is_stale() -> None:
     asked: list[str] = []
     tables = TableApplier(resync=asked.append)
@@ -214,7 +243,7 @@ def test_with_two_losses_announced_only_a_partial_after_the_second_is_fresh() ->
 
 def test_control_messages_end_here_and_foreign_items_pass() -> None:
     tables = TableApplier()
-    for item in (Welcome(1), Subscribed("trade", 1), Pong(1), Connected(1)):
+    for item in (Welcome(1), Subscribed("trade", 1), Unsubscribed("trade", 1), Pong(1), Connected(1)):
         assert apply(tables, item) == []
     foreign = object()
     assert apply(tables, foreign) == [foreign]

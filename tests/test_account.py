@@ -3,6 +3,7 @@ the exchange has in its own books, to the satoshi.
 """
 
 from datetime import UTC, datetime
+from functools import partial
 from random import Random
 
 import pytest
@@ -22,6 +23,7 @@ from bitmex_streams import (
     Position,
     Positions,
     TableApplier,
+    TableUpdate,
     Tickers,
 )
 from bitmex_streams.exchange import OrderRefused, open_exchange
@@ -180,9 +182,85 @@ async def test_a_day_of_trading_ends_with_what_the_exchange_has_in_its_books():
             assert state.wallet_balance == row["walletBalance"] and state.margin_balance == row["marginBalance"]
             assert state.available_margin == row["availableMargin"] and state.initial_margin == row["initMargin"]
             assert (state.realized, state.unrealized) == (row["realisedPnl"], row["unrealisedPnl"])
+            assert state.maintenance_margin == row["maintMargin"] > 0
+            assert state.withdrawable_margin == row["withdrawableMargin"] and state.leverage == row["marginLeverage"]
+            assert (state.account, state.currency, state.row) == (account.id, currency, row)
             assert positions.net(currency) == row["realisedPnl"] + row["unrealisedPnl"]
         deposits = {"XBt": 300_000_000 + 12_345_678, "USDt": 500_000_000_000 - 1_234_567}
         for currency, deposited in deposits.items():
             realized = sum(p.realized for p in positions.values() if p.currency == currency)
             assert margin[currency].wallet_balance == deposited + realized
         assert {type(item) for item in items} >= {OrderState, Fill, Position, MarginState}
+
+
+async def test_a_day_with_a_topic_for_each_symbol_and_trading_in_the_dark_ends_in_the_same():
+    """The same sections, in a second pipeline: what was filled between the two is told late, and once."""
+    random = Random(3)
+    async with open_exchange(symbols=SYMBOLS, seed=3, start_time=START, speed=0, rate=0.5, levels=40) as exchange:
+        account = exchange.open_account({"XBt": 300_000_000, "USDt": 500_000_000_000})
+        by_symbol = [f"{table}:{symbol}" for table in ("execution", "instrument") for symbol in SYMBOLS]
+        topics = [*by_symbol, *(f"{table}:{symbol}" for table in ("order", "position") for symbol in SYMBOLS), "margin"]
+        orders, positions, margin = Orders(), Positions(), Margin()
+        sections = orders, Fills(), positions, margin
+        inventories = Positions()  # of the executions alone
+        items = []
+
+        def trades():
+            return [row["execID"] for row in account.executions if row["execType"] == "Trade"]
+
+        def seen():
+            return [item for item in items if type(item) is Fill]
+
+        def differences():
+            """What the sections know otherwise than the exchange."""
+            found = list(orders.open.keys() ^ account.orders.keys())
+            found += [order_id for order_id, order in orders.open.items() if order.row != account.orders.get(order_id)]
+            for symbol, row in account.positions.items():
+                for position in (positions.get(symbol), inventories.get(symbol)):
+                    told = position and (position.size, position.realized, position.unrealized, position.stale)
+                    if told != (row["currentQty"], row["realisedPnl"], row["unrealisedPnl"], False):
+                        found.append(symbol)
+            found += [currency for currency, row in account.margins.items() if margin[currency].row != row]
+            return found + list(set(trades()) ^ {fill.exec_id for fill in seen()})
+
+        async def live(steps):
+            async with trio.open_nursery() as nursery:
+
+                async def follow(topics, sections, items, task_status):
+                    """Run a pipeline; it is begun when the partials of all topics have come."""
+                    partials = 0
+                    connection = Connection(
+                        exchange.url, subscribe=topics, api_key=account.api_key, api_secret=account.api_secret
+                    )
+                    async with Pipeline.create(connection, Decoder(), TableApplier(), *sections) as pipeline:
+                        async for item in pipeline.tap():
+                            items.append(item)
+                            if type(item) is TableUpdate and item.action == "partial":
+                                partials += 1
+                            if partials == len(topics):
+                                partials = 0
+                                task_status.started()
+
+                with trio.fail_after(30):
+                    await nursery.start(partial(follow, topics, sections, items))
+                    await nursery.start(partial(follow, by_symbol, [inventories], []))
+                for _ in range(steps):
+                    trade_a_little(account, exchange, random)
+                    exchange.advance(54)
+                    await exchange.settled()
+                await eventually(lambda: not differences())
+                nursery.cancel_scope.cancel()
+
+        await live(120)
+        assert all(section.stale for section in (*sections, inventories))
+        known = trades()
+        assert len(known) > 20 and not any(fill.late for fill in seen())
+        while len(trades()) < len(known) + 8:  # in the dark
+            trade_a_little(account, exchange, random)
+            exchange.advance(54)
+        in_the_dark = set(trades()[len(known) :])
+        await live(60)
+        assert len(trades()) > len(known) + len(in_the_dark) + 5
+        assert sorted(fill.exec_id for fill in seen()) == sorted(trades()), "each once"
+        assert {fill.exec_id for fill in seen() if fill.late} == in_the_dark
+        assert not any(type(item) is FillsMissing for item in items)

@@ -95,6 +95,7 @@ class Account:
         self._exchange = accounts.exchange
         self._markets = accounts.exchange.tables.markets
         self._open: dict[str, OpenOrder] = {}
+        self._by_client_id: dict[str, OpenOrder] = {}  # of those that have one
         self._closed: OrderedDict[str, Row] = OrderedDict()
         self._holdings: dict[str, Position] = {}
         self._notified = 0
@@ -193,6 +194,8 @@ class Account:
             )  # fmt: skip
             found = OpenOrder(row, order, market, reduce_only, post_only)
             self._open[order.id] = found
+            if client_order_id:
+                self._by_client_id[client_order_id] = found
             self.tables.insert_order(row)
             self._execute(found, "New")
             self._symbols[symbol] = None
@@ -365,7 +368,7 @@ class Account:
             raise OrderRefused("Invalid ordType or timeInForce for execInst")
         if not isinstance(client_order_id, str) or len(client_order_id) > MAX_CLIENT_ID:
             raise OrderRefused("Invalid clOrdID")
-        if client_order_id and any(found.row["clOrdID"] == client_order_id for found in self._open.values()):
+        if client_order_id in self._by_client_id:
             raise OrderRefused("Duplicate clOrdID")
 
     @staticmethod
@@ -387,9 +390,9 @@ class Account:
         if order_id is None and not client_order_id:
             raise OrderRefused("orderID or origClOrdID must be sent.")
         column, id = ("orderID", order_id) if order_id is not None else ("clOrdID", client_order_id)
-        for found in self._open.values():
-            if found.row[column] == id:
-                return found
+        found = (self._open if column == "orderID" else self._by_client_id).get(id)  # type: ignore[arg-type]
+        if found is not None:
+            return found
         for row in reversed(self._closed.values()):
             if row[column] == id:
                 raise OrderRefused(closed.format(row["ordStatus"]))
@@ -572,6 +575,7 @@ class Account:
 
     def _leave(self, found: OpenOrder) -> None:
         del self._open[found.id]
+        self._by_client_id.pop(found.row["clOrdID"], None)
         self.tables.close_order(found.row)
         self._closed[found.id] = found.row
         if len(self._closed) > CLOSED_ORDERS:
@@ -676,6 +680,9 @@ class Accounts(Sequence[Account]):
 
     def open(self, deposits: Mapping[str, int] | None, api_key: str | None, api_secret: str | None) -> Account:
         """See `Simulation.open_account`."""
+        deposits = DEPOSITS if deposits is None else deposits
+        if not isinstance(deposits, Mapping):
+            raise ValueError(f"deposits is {deposits!r:.80}: it must be amounts by currency, such as {DEPOSITS}")
         taken = {account.id for account in self._accounts}
         id = self._rng.randrange(100_000, 1_000_000)
         while id in taken:
@@ -684,7 +691,7 @@ class Accounts(Sequence[Account]):
         account = Account(
             self, id, drawn[0] if api_key is None else api_key, drawn[1] if api_secret is None else api_secret
         )
-        for currency, amount in (DEPOSITS if deposits is None else deposits).items():
+        for currency, amount in deposits.items():
             account.deposit(currency, amount)
         self.keys.add(account.api_key, account.api_secret, account)
         if not self._accounts:

@@ -91,7 +91,7 @@ class Instrument:
         Raises ValueError where the price is not a number, not a multiple of the tick size, not positive or above
         ``max_price``.
         """
-        if not isinstance(price, int | float | Decimal) or not math.isfinite(price):
+        if isinstance(price, bool) or not isinstance(price, int | float | Decimal) or not math.isfinite(price):
             raise ValueError(f"{self.symbol}: price {price!r} is not a number")
         ticks = Fraction(Decimal(str(price))) / Fraction(self.tick_size)
         if ticks.denominator != 1:

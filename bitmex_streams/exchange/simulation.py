@@ -153,8 +153,9 @@ class Simulation:
 
         ``deposits``: what it begins with, by currency, in the smallest units (default: one XBT, 100_000_000 XBt, and
         100,000 USDT, 100_000_000_000 USDt). ``api_key``, ``api_secret``: drawn at random, from the seed, where they are
-        not given. Raises ValueError for a currency that nothing is settled in, an amount that is not a positive int,
-        and a key or secret that is no text of printable ASCII characters, or is that of another account.
+        not given. Raises ValueError for deposits that are no mapping, a currency that nothing is settled in, an amount
+        that is not a positive int, and a key or secret that is no text of printable ASCII characters, or is that of
+        another account.
         """
         return self.accounts.open(deposits, api_key, api_secret)
 

@@ -356,6 +356,7 @@ def test_an_order_that_is_canceled_or_amended_in_the_market_itself_is_heard_of()
         (("XBTUSD", "Buy", 100, 1e9), "Invalid price"),
         (("XBTUSD", "Buy", 100, "64000"), "Invalid price"),
         (("XBTUSD", "Buy", 100, float("nan")), "Invalid price"),
+        (("XBTUSD", "Buy", 100, True), "Invalid price"),
         # 10 million dollars at 64000 are 15625000000 satoshi: 1.15 % of it
         (("XBTUSD", "Buy", 10_000_000, 64000), "Account has insufficient Available Balance, 179687500 XBt required"),
         (("XBTUSDT", "Sell", 10**9, 64000), "Account has insufficient Available Balance, 736000000000 USDt required"),
@@ -509,6 +510,25 @@ def test_a_position_follows_its_fills_and_the_mark_price():
     assert account.margins["XBt"]["marginBalance"] == 100_000_000 - 352 + position["unrealisedPnl"]
     assert reader.tables["position"][account.id, "XBTUSD", "OneWay"] == account.positions["XBTUSD"]
     assert list(reader.tables["margin"].values()) == list(account.margins.values())
+
+
+def test_a_short_position_owes_what_it_sold_and_must_be_maintained():
+    exchange = open_simulation()
+    account = exchange.open_account()
+    exchange.markets["XBTUSD"].submit("Buy", 300, 64000)
+    account.submit("XBTUSD", "Sell", 300)
+    position = account.positions["XBTUSD"]
+    assert (position["currentQty"], position["unrealisedCost"]) == (-300, 468_750)
+    assert (position["homeNotional"], position["foreignNotional"]) == (-0.0046875, 300)
+    # Of 468750 satoshi, rounded up: 1 %; 0.075 % twice; 0.5 % and 0.075 %.
+    assert {name: position[name] for name in ("posInit", "posComm", "posMargin", "posMaint", "maintMargin")} == {
+        "posInit": 4688, "posComm": 704, "posMargin": 5392, "posMaint": 2696, "maintMargin": 2696
+    }  # fmt: skip
+    assert account.margins["XBt"]["maintMargin"] == 2696
+    exchange.markets["ETHUSD"].submit("Sell", 70, 3200)
+    account.submit("ETHUSD", "Buy", 70)
+    assert account.positions["ETHUSD"]["maintMargin"] == 128_800  # of 70 * 3200 * 100
+    assert account.margins["XBt"]["maintMargin"] == 2696 + 128_800
 
 
 @pytest.mark.parametrize(("side", "sign"), [("Buy", 1), ("Sell", -1)])
@@ -668,6 +688,9 @@ def test_accounts_can_have_keys_of_ones_own():
         exchange.open_account(api_key="key")
     with pytest.raises(ValueError, match="currency is 'ETH'"):
         exchange.open_account({"ETH": 5})
+    for deposits in (5, "XBt", ["XBt"]):
+        with pytest.raises(ValueError, match=r"deposits is .*: it must be amounts by currency"):
+            exchange.open_account(deposits)
     assert list(exchange.accounts) == [account] and exchange.accounts[0] is account and len(exchange.accounts) == 1
 
 
@@ -710,6 +733,17 @@ def test_the_partial_of_executions_holds_the_last_hundred():
         account.cancel(account.submit("XBTUSD", "Buy", 100, 60000)["orderID"])
     assert json.loads(account.tables.partial("execution"))["data"] == json.loads(json.dumps(account.executions[-100:]))
     assert len(account.executions) == 120
+
+
+def test_an_account_keeps_its_last_ten_thousand_executions():
+    exchange = open_simulation()
+    account = exchange.open_account()
+    for number in range(5_002):  # each with two executions, but for the last
+        account.cancel_all()
+        account.submit("XBTUSD", "Buy", 100, 60000, client_order_id=str(number))
+    rows = [(row["clOrdID"], row["execType"]) for row in account.executions]
+    assert len(rows) == 10_000
+    assert (rows[0], rows[1], rows[-1]) == (("1", "Canceled"), ("2", "New"), ("5001", "New"))
 
 
 def test_the_market_is_the_same_while_no_account_trades():

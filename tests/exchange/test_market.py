@@ -121,6 +121,7 @@ def test_an_order_amended_below_what_was_filled_is_done():
         (("Buy", 100, float("inf")), "price inf is not a number"),
         (("Buy", 100, Decimal("nan")), "is not a number"),
         (("Buy", 100, "100"), "price '100' is not a number"),
+        (("Buy", 100, True), "price True is not a number"),
     ],
 )
 def test_an_order_that_the_contract_does_not_allow_is_refused_and_changes_nothing(arguments, words):

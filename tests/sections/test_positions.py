@@ -383,6 +383,17 @@ def test_executions_wait_for_their_instrument():
     assert (short.symbol, *money(short)) == ("XBTUSD", -200, -7, -100_000, -100_007)
 
 
+def test_executions_wait_for_an_instrument_that_is_listed_later():
+    positions = Positions()
+    line = Line(positions)
+    line.feed(executions(), instruments(instrument("ETHUSD")), executed(trade("a", size=300)), executed(trade("b")))
+    assert "XBTUSD" not in positions
+    listed = TableMessage("instrument", "insert", [instrument()], 3, "a")
+    [shown] = told(line, listed)
+    assert (shown.size, shown.mark_price, shown.received) == (400, 50000, 3)
+    assert told(line, marked(60000))[0].mark_price == 60000
+
+
 def test_executions_do_not_wait_without_end(caplog):
     positions = Positions(keep=3)
     line = Line(positions)

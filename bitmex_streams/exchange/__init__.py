@@ -6,6 +6,7 @@ a server.
 
 from .accounts import Account, Accounts, OrderRefused
 from .demo import DEMO_API_KEY, DEMO_API_SECRET, DemoTrader, open_demo_account
+from .faults import Faults
 from .instruments import INSTRUMENTS, Instrument
 from .market import BookState, Fill, LevelChange, Market, MarketEvent, MatchingEngine, Order
 from .server import DEFAULT_SYMBOLS, Exchange, Session, open_exchange
@@ -21,6 +22,7 @@ __all__ = [
     "BookState",
     "DemoTrader",
     "Exchange",
+    "Faults",
     "Fill",
     "Instrument",
     "LevelChange",

@@ -5,6 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime
 
 import pytest
+from sortedcontainers import SortedDict
 
 from bitmex_streams.messages import TableMessage
 from bitmex_streams.sections.tables import TableApplier
@@ -58,6 +59,21 @@ def test_order_books_are_kept_by_symbol_side_and_id_and_have_no_key_tuples() -> 
     assert list(tables.storage.orderbook["XBTUSD"]["Sell"]) == []
     with pytest.raises(ValueError, match="symbol"):
         tables.storage.make_key("orderBookL2", row)
+
+
+def test_what_is_not_there_yet_reads_as_empty_and_reading_keeps_nothing() -> None:
+    storage = Storage()
+    assert storage.orderbook["XBTUSD"]["Buy"] == storage.data["orderBookL2"]["XBTUSD"]["Sell"] == {}
+    assert storage.data["orderBookL2_25"]["XBTUSD"]["Buy"] == {}
+    assert type(storage.orderbook["XBTUSD"]["Buy"]) is type(storage.data["instrument"]) is SortedDict
+    storage.data["instrument"]["XBTUSD",] = {}
+    storage.orderbook["XBTUSD"]["Buy"][7] = {}
+    assert storage.data == {"orderBookL2": {}}
+    tables = TableApplier()
+    row = {"symbol": "XBTUSD", "id": 7, "side": "Buy", "size": 1, "price": 10.0}
+    tables.process(TableMessage("orderBookL2_25", "partial", [row], 0, "", ["symbol", "id", "side"], {}, {}, {}, {}))
+    assert tables.storage.data["orderBookL2_25"]["ETHUSD"]["Buy"] == {}
+    assert list(tables.storage.data["orderBookL2_25"]) == ["XBTUSD"]
 
 
 def test_a_key_that_cannot_be_made_is_an_error_in_words() -> None:

@@ -218,7 +218,8 @@ class BitMEXWebsocket:
     `open_bitmex_websocket` and `connect` make it, and tell of the arguments.
 
     ``connection``, ``tables``, ``pipeline``: the `Connection`, the `TableApplier` and the `Pipeline` it is built on;
-    ``tables.stale`` says what of the tables cannot be trusted right now, and ``pipeline`` can be tapped and extended.
+    ``tables.stale`` says what of the tables cannot be trusted right now (while the connection stands, nothing of
+    a topic that nobody listens to any more: its rows are as they were), and ``pipeline`` can be tapped and extended.
     """
 
     pipeline: Pipeline

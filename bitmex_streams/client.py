@@ -306,7 +306,7 @@ class BitMEXWebsocket:
         See `Listener` for what it gives and raises. Any number of listeners share one subscription. Raises ValueError
         for what is no table or no symbol.
         """
-        for name in symbols:
+        for name in (*symbols, symbol):
             if name is not None and not isinstance(name, str):
                 raise ValueError(f"{name!r} is no symbol; several are given one by one: listen({table!r}, 'A', 'B')")
         names = tuple(dict.fromkeys(name for name in (*symbols, symbol) if name is not None))

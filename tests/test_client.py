@@ -230,6 +230,8 @@ async def test_what_is_no_table_or_symbol_is_refused_at_once(arguments):
 async def test_symbols_in_a_list_are_refused_in_words():
     with pytest.raises(ValueError, match=r"\['XBTUSD', 'ETHUSD'\] is no symbol; several are given one by one"):
         BitMEXWebsocket("testnet").listen("trade", ["XBTUSD", "ETHUSD"])
+    with pytest.raises(ValueError, match="is no symbol"):
+        BitMEXWebsocket("testnet").listen("trade", symbol=["XBTUSD"])
 
 
 async def test_the_class_itself_can_be_entered_once_and_says_so_where_it_was_not():

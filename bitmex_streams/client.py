@@ -43,6 +43,7 @@ __all__ = ["BitMEXWebsocket", "Listener", "open_bitmex_websocket"]
 log = logging.getLogger("bitmex_streams")
 
 MAX_BACKLOG = 100_000
+MAX_ROWS = 10_000
 BOOK = "orderBookL2"
 CLOSED = ("Filled", "Canceled", "Rejected", "Expired")
 TURN = 64  # rows that a listener takes, at most, before other tasks get their turn
@@ -56,6 +57,7 @@ def open_bitmex_websocket(
     dead_mans_switch: bool = False,
     *,
     max_backlog: int = MAX_BACKLOG,
+    max_rows: int | None = MAX_ROWS,
     **options: Any,
 ) -> AbstractAsyncContextManager[BitMEXWebsocket]:
     """Open a connection, for as long as the context lasts, and give the `BitMEXWebsocket`. Entering it waits until the
@@ -64,23 +66,25 @@ def open_bitmex_websocket(
     ``network``: ``"mainnet"``, ``"testnet"``, or a ``ws://`` or ``wss://`` URL. ``api_key``, ``api_secret``: for the
     private tables; both or neither. ``dead_mans_switch``: have the exchange cancel all orders of the account a minute
     after it last heard of us; it is disarmed when the body of the context ends without an exception.
-    ``max_backlog``: how many rows may wait for one listener (see `ListenerTooSlow`). ``options``: any other of
+    ``max_backlog``: how many rows may wait for one listener (see `ListenerTooSlow`). ``max_rows``: how many rows the
+    storage keeps of a table that only ever grows, such as trade (see `Storage`); None: all. ``options``: any other of
     `Connection`, such as ``ssl_context``.
 
     Raises ValueError for arguments that make no sense. Entering raises `ConnectionFailed` where no connection can be
     made, and where the key is refused an error that is both a `BitMEXWebsocketApiError` and an `AuthenticationError`.
 
-    When the connection ends, by the server's normal close (1000) too, every listener raises `ConnectionClosed`, behind
-    the rows that it still has. An error that no listener has raised in the body is raised when the context is left
-    (a normal close is not: nobody missed anything). With the dead man's switch, an end while nobody listens cancels
-    the body and is raised at once: the orders are about to be canceled.
+    When the connection ends, by a normal close (1000) too, and by ``ws.aclose()``, every listener raises
+    `ConnectionClosed`, behind the rows that it still has. An error that no listener has raised in the body is raised
+    when the context is left (a normal close is not: nobody missed anything). With the dead man's switch, an end that
+    this side did not make cancels the body while nobody listens, and is raised at once: the orders are about to be
+    canceled.
 
     What the body raises passes untouched. Leaving closes the connection, which takes at most a few seconds; listeners
     that are still waited on elsewhere raise `ConnectionClosed`.
     """
     return BitMEXWebsocket(
-        network, api_key, api_secret, dead_mans_switch, max_backlog=max_backlog, **options
-    )._open()
+        network, api_key, api_secret, dead_mans_switch, max_backlog=max_backlog, max_rows=max_rows, **options
+    )
 
 
 class AuthenticationRefused(BitMEXWebsocketApiError, AuthenticationError):
@@ -108,6 +112,8 @@ class Listener(AsyncGenerator[Any, None]):
       give nothing.
     * for a partial of ``orderBookL2``, the whole book of the symbol: a dict with ``"Buy"`` and ``"Sell"``, each a
       SortedDict of rows by id; then rows.
+
+    Each row is a dict of this listener's own, and may be changed: neither the storage nor other listeners see it.
 
     Where the topic is in force already, it begins with what a partial would hold now: of a table with keys, the rows
     (of ``order``, those of open orders); of one without (trade, quote), nothing. From there it gives every change, in
@@ -180,7 +186,7 @@ class Listener(AsyncGenerator[Any, None]):
                 if self._backlog.error is not None:
                     raise self._client._told(self._backlog.error)
                 await self._backlog.news.park()
-        return rows.popleft()
+        return dict(rows.popleft())
 
     def _in_turn(self) -> bool:
         """Whether this is not yet the time to let other tasks run."""
@@ -208,10 +214,12 @@ class Listener(AsyncGenerator[Any, None]):
 
 
 class BitMEXWebsocket:
-    """A connection to BitMEX from which tables are listened to. `open_bitmex_websocket`, or `connect`, opens it.
+    """A connection to BitMEX from which tables are listened to. It is an async context manager, to be entered once;
+    `open_bitmex_websocket` and `connect` make it, and tell of the arguments.
 
     ``connection``, ``tables``, ``pipeline``: the `Connection`, the `TableApplier` and the `Pipeline` it is built on;
-    ``tables.stale`` says what of the tables cannot be trusted right now, and ``pipeline`` can be tapped and extended.
+    ``tables.stale`` says what of the tables cannot be trusted right now (while the connection stands, nothing of
+    a topic that nobody listens to any more: its rows are as they were), and ``pipeline`` can be tapped and extended.
     """
 
     pipeline: Pipeline
@@ -224,6 +232,7 @@ class BitMEXWebsocket:
         dead_mans_switch: bool = False,
         *,
         max_backlog: int = MAX_BACKLOG,
+        max_rows: int | None = MAX_ROWS,
         **options: Any,
     ) -> None:
         if max_backlog < 1:
@@ -237,12 +246,14 @@ class BitMEXWebsocket:
             **{"reconnect": None, **options},  # as in its predecessor, a lost connection is an error
         )
         self.tables: TableApplier
-        self.tables = self._tables = _Tables()
-        self._nursery: trio.Nursery
+        self.tables = self._tables = _Tables(max_rows)
+        self._context: AbstractAsyncContextManager[Any] | None = None
+        self._nursery: trio.Nursery | None = None  # from the opening on
         self._scope = trio.CancelScope()  # of the pipeline
         self._leaving = trio.Event()
         self._over = trio.Event()
         self._left = False  # the body has ended
+        self._closed_here: ConnectionClosed | None = None  # by ``ws.aclose()``
         self._error: Exception | None = None  # what the context has to raise, unless a listener did
         self._was_told = False
         self._asked = self._asking = 0  # subscriptions: that were ever asked for, and whose answer is waited for
@@ -258,7 +269,20 @@ class BitMEXWebsocket:
         **options: Any,
     ) -> AbstractAsyncContextManager[BitMEXWebsocket]:
         """The same as `open_bitmex_websocket`, under its older name."""
-        return cls(network, api_key, api_secret, dead_mans_switch, **options)._open()
+        return cls(network, api_key, api_secret, dead_mans_switch, **options)
+
+    async def __aenter__(self) -> BitMEXWebsocket:
+        if self._context is not None:
+            raise RuntimeError(f"{self!r} has been opened before: make another one")
+        self._context = self._open()
+        await self._context.__aenter__()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> bool | None:
+        assert self._context is not None
+        return await self._context.__aexit__(kind, error, traceback)
 
     def __repr__(self) -> str:
         return f"<BitMEXWebsocket on {self.connection!r}>"
@@ -273,8 +297,10 @@ class BitMEXWebsocket:
 
     @property
     def ws(self) -> Any:
-        """The `trio_websocket.WebSocketConnection` underneath while the connection stands, else None. To be looked at:
-        sending on it is not safe while the client works.
+        """The `trio_websocket.WebSocketConnection` underneath while the connection stands, else None; None, too, with
+        another transport than the default. To be looked at, or closed (``await ws.aclose()``), which is a normal
+        close for the listeners and the context, but does not disarm the dead man's switch. Sending on it is not safe
+        while the client works.
         """
         return self.connection.websocket
 
@@ -284,6 +310,9 @@ class BitMEXWebsocket:
         See `Listener` for what it gives and raises. Any number of listeners share one subscription. Raises ValueError
         for what is no table or no symbol.
         """
+        for name in (*symbols, symbol):
+            if name is not None and not isinstance(name, str):
+                raise ValueError(f"{name!r} is no symbol; several are given one by one: listen({table!r}, 'A', 'B')")
         names = tuple(dict.fromkeys(name for name in (*symbols, symbol) if name is not None))
         for topic in (table, *(f"{table}:{name}" for name in names)):
             check_topic(topic)
@@ -294,7 +323,7 @@ class BitMEXWebsocket:
     # --- the life of the connection ---
 
     @asynccontextmanager
-    async def _open(self) -> AsyncIterator[BitMEXWebsocket]:
+    async def _open(self) -> AsyncIterator[None]:
         errors: list[BaseException] = []
 
         async def leave() -> None:
@@ -311,7 +340,8 @@ class BitMEXWebsocket:
             nursery.start_soon(self._run)
             try:
                 await self._wait_connected()
-                yield self
+                self._watch_websocket()
+                yield
             except BaseException:
                 self._scope.cancel()  # so that the dead man's switch is not disarmed
                 raise
@@ -324,6 +354,21 @@ class BitMEXWebsocket:
         assert self._tables.end is not None
         self._was_told = True
         raise self._tables.end
+
+    def _watch_websocket(self) -> None:
+        """Know whether it was this side that closed it: trio-websocket itself does not tell."""
+        websocket = self.ws
+        if websocket is None:
+            return
+        close = websocket.aclose
+
+        async def aclose(code: int = 1000, reason: str | None = None) -> None:
+            if self.ws is websocket and websocket.closed is None and self._closed_here is None:
+                words = f"the connection to {self.connection.url} ended: this side closed it, by ws.aclose()"
+                self._closed_here = ConnectionClosed(words, code=code, reason=reason or "")
+            await close(code, reason)
+
+        websocket.aclose = aclose
 
     async def _run(self) -> None:
         """The pipeline, from beginning to end."""
@@ -350,8 +395,11 @@ class BitMEXWebsocket:
 
     def _finish(self, error: Exception | None) -> None:
         disconnected = self._tables.disconnected
-        if error is None and (self._left or disconnected is None):
-            end: Exception = ConnectionClosed("the client was closed: its context has been left", code=1000)
+        if self._closed_here is not None and (error is None or isinstance(error, ConnectionClosed)):
+            end: Exception = self._closed_here
+            error = None
+        elif error is None and (self._left or disconnected is None):
+            end = ConnectionClosed("the client was closed: its context has been left", code=1000)
         elif error is None:
             assert disconnected is not None
             words = f"the connection to {self.connection.url} ended: the server closed it normally (1000)"
@@ -361,7 +409,8 @@ class BitMEXWebsocket:
             end = error
         self._error = error
         alone = self._tables.finish_with(end)
-        if alone and self.connection.dead_mans_switch and not self._left:
+        if alone and self.connection.dead_mans_switch and not self._left and self._closed_here is None:
+            assert self._nursery is not None
             self._error = end
             self._nursery.cancel_scope.cancel()
         self._over.set()
@@ -376,6 +425,10 @@ class BitMEXWebsocket:
 
     def _listen(self, backlog: _Backlog) -> None:
         tables = self._tables
+        if self._nursery is None:
+            raise RuntimeError(
+                "the client is not open; use: async with BitMEXWebsocket.connect(...) as bws, or open_bitmex_websocket"
+            )
         if tables.end is not None:
             backlog.finish(_copy(tables.end))
             return
@@ -392,6 +445,7 @@ class BitMEXWebsocket:
         wide = subscriptions.get(backlog.table)
         subscription = wide if wide is not None and wide.asked else subscriptions.get(topic)
         if subscription is None:
+            assert self._nursery is not None
             subscription = subscriptions[topic] = _Subscription(backlog.table, symbol)
             self._nursery.start_soon(self._keep, subscription)
         subscription.seats[backlog, symbol] = None
@@ -553,8 +607,8 @@ class _Tables(TableApplier):
     has come and counts. ``news`` wakes whoever waits for a change of these, or of the seats.
     """
 
-    def __init__(self) -> None:
-        super().__init__()
+    def __init__(self, max_rows: int | None) -> None:
+        super().__init__(max_rows=max_rows)
         self.acknowledged: set[str] = set()
         self.live: set[str] = set()
         self.asked: set[str] = set()  # ever, by a listener
@@ -775,9 +829,9 @@ def _rows(storage: Storage, table: str) -> Iterator[Row]:
 
 
 def _book(storage: Storage, symbol: str) -> dict[str, Any]:
-    """A copy of the book of a symbol, which nobody of ours changes; an empty one where there is none."""
-    levels = storage.orderbook.get(symbol, {"Buy": SortedDict(), "Sell": SortedDict()})
-    return {side: rows.copy() for side, rows in levels.items()}
+    """A copy of the book of a symbol, and of its rows; an empty one where there is none."""
+    levels = storage.orderbook[symbol]
+    return {side: SortedDict({level: dict(row) for level, row in rows.items()}) for side, rows in levels.items()}
 
 
 def _levels(storage: Storage, symbol: str) -> Any:

@@ -51,6 +51,16 @@ class _Table(Protocol):
         """The row as it was; None where it had been trimmed."""
 
 
+class _Orderbook(dict[str, dict[str, Any]]):
+    def __missing__(self, symbol: str) -> dict[str, Any]:
+        return {"Buy": SortedDict(), "Sell": SortedDict()}  # not kept: reading changes nothing
+
+
+class _Data(dict[str, Any]):
+    def __missing__(self, table: str) -> Any:
+        return _Orderbook() if table in BOOK_TABLES else SortedDict()
+
+
 class Storage:
     """The state of all tables of a stream. Read it at any time; only `TableApplier` writes.
 
@@ -61,6 +71,7 @@ class Storage:
     dicts with a SortedDict of rows by id for each of ``"Buy"`` and ``"Sell"``.
 
     ``keys[table]``: tuple of column names. A table is there from its first partial on; ``data["orderBookL2"]`` always.
+    Reading ``data[table]`` before, or the book of an unknown symbol, gives an empty one, which is not kept.
 
     ``max_rows``: int, or None for no limit. The most rows that are kept of a table that only ever grows (no keys, or
     keys with a timestamp: trade, quote, execution, the bins, funding, settlement, insurance); the oldest leave first.
@@ -73,8 +84,8 @@ class Storage:
         if max_rows is not None and max_rows < 1:
             raise ValueError(f"max_rows must be at least 1, or None for no limit, not {max_rows!r}")
         self.max_rows = max_rows
-        self.orderbook: dict[str, dict[str, Any]] = {}
-        self.data: dict[str, Any] = {"orderBookL2": self.orderbook}
+        self.orderbook: dict[str, dict[str, Any]] = _Orderbook()
+        self.data: dict[str, Any] = _Data(orderBookL2=self.orderbook)
         self.keys: dict[str, tuple[str, ...]] = {}
         self.tables: dict[str, _Table] = {}
         self.orders: _Orders | None = None  # the table order, where there is one
@@ -98,7 +109,7 @@ class Storage:
         made: _Table
         columns = tuple(keys or ())
         if table in BOOK_TABLES:
-            made, columns = _Books(self.orderbook if table == "orderBookL2" else {}), BOOK_KEYS
+            made, columns = _Books(self.orderbook if table == "orderBookL2" else _Orderbook()), BOOK_KEYS
         elif columns and table == "order":
             made = _Orders(columns, self.max_rows, received)
         elif columns:

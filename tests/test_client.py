@@ -21,7 +21,7 @@ import async_generator
 import pytest
 import trio
 
-from bitmex_streams.client import BitMEXWebsocket, Listener, open_bitmex_websocket
+from bitmex_streams.client import BOOK, TURN, BitMEXWebsocket, Listener, open_bitmex_websocket
 from bitmex_streams.errors import (
     AuthenticationError,
     BitMEXWebsocketApiError,
@@ -140,6 +140,67 @@ async def test_a_second_listener_begins_with_the_state_and_both_hear_the_same_fr
         await topics_become(exchange)
 
 
+async def test_what_a_listener_changes_in_its_rows_nobody_else_sees():
+    async with paused() as exchange, open_bitmex_websocket(exchange.url) as bws:
+        for table in ("instrument", "orderBookL2"):
+            one, other = bws.listen(table, "XBTUSD"), bws.listen(table, "XBTUSD")
+            for round in range(2):  # the partial, then a change
+                mine, theirs = await take(one, 1), await take(other, 1)
+                assert mine == theirs != []
+                kept = repr(theirs), repr(bws.storage.data)
+                for row in mine:
+                    for level in [level for side in row.values() for level in side.values()] if "Buy" in row else [row]:
+                        level.clear()
+                    row.clear()
+                assert kept == (repr(theirs), repr(bws.storage.data))
+                if round == 0:
+                    trade(exchange, "XBTUSD", 100)
+                    await until(lambda one=one: one._backlog.rows)
+                    await trio.sleep(0.05)
+            late = bws.listen(table, "XBTUSD")
+            (begun,) = await take(late, 1)
+            assert begun == (bws.storage.orderbook["XBTUSD"] if table == BOOK else bws.storage.data[table]["XBTUSD",])
+            for listener in (one, other, late):
+                await listener.aclose()
+
+
+async def test_many_rows_may_wait_and_the_storage_keeps_as_many_as_it_is_told():
+    async with paused() as exchange, open_bitmex_websocket(exchange.url, max_rows=5) as bws:
+        listener, other = bws.listen("trade", "ETHUSD"), bws.listen("trade", "ETHUSD")
+        await take(listener, 1)
+        with trio.move_on_after(0.01):
+            await take(other, 1)
+        for number in range(1, 201):
+            trade(exchange, "ETHUSD", number)
+        await until(lambda: len(listener._backlog.rows) == 200)
+        assert [row["size"] for row in await take(listener, 200)] == list(range(1, 201))
+        assert [row["size"] for row in bws.storage.data["trade"].values()] == list(range(196, 201))
+    with pytest.raises(ValueError, match="max_rows"):
+        BitMEXWebsocket.connect("testnet", max_rows=0)
+
+
+async def test_a_listener_with_many_rows_lets_other_tasks_run_in_between():
+    async with paused() as exchange, open_bitmex_websocket(exchange.url) as bws:
+        listener, turns = bws.listen("trade", "ETHUSD"), 0
+        await take(listener, 1)
+        for _ in range(20 * TURN):
+            trade(exchange, "ETHUSD", 1)
+        await until(lambda: len(listener._backlog.rows) == 20 * TURN)
+
+        async def count():
+            nonlocal turns
+            while True:
+                await trio.lowlevel.checkpoint()
+                turns += 1
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(count)
+            for _ in range(20 * TURN):
+                await listener.__anext__()
+            nursery.cancel_scope.cancel()
+        assert turns >= 15
+
+
 async def test_several_symbols_in_one_listener_and_the_older_spellings():
     async with paused(symbols=("XBTUSD", "ETHUSD", "SOLUSDT")) as exchange:
         async with BitMEXWebsocket.connect(exchange.url, None, None, False) as bws:
@@ -164,6 +225,28 @@ async def test_what_is_no_table_or_symbol_is_refused_at_once(arguments):
     async with paused() as exchange, open_bitmex_websocket(exchange.url) as bws:
         with pytest.raises(ValueError, match="topic"):
             bws.listen(*arguments)
+
+
+async def test_symbols_in_a_list_are_refused_in_words():
+    with pytest.raises(ValueError, match=r"\['XBTUSD', 'ETHUSD'\] is no symbol; several are given one by one"):
+        BitMEXWebsocket("testnet").listen("trade", ["XBTUSD", "ETHUSD"])
+    with pytest.raises(ValueError, match="is no symbol"):
+        BitMEXWebsocket("testnet").listen("trade", symbol=["XBTUSD"])
+
+
+async def test_the_class_itself_can_be_entered_once_and_says_so_where_it_was_not():
+    async with paused() as exchange:
+        bws = BitMEXWebsocket(exchange.url)
+        with pytest.raises(RuntimeError, match=r"use: async with BitMEXWebsocket.connect\(...\)"):
+            await bws.listen("trade").__anext__()
+        assert bws.ws is None and bws.storage.data["trade"] == {}
+        async with bws as entered:
+            assert entered is bws
+            assert len(await take(bws.listen("trade"), 2)) == 2
+            with pytest.raises(RuntimeError, match="opened before"):
+                await bws.__aenter__()
+        with pytest.raises(RuntimeError, match="opened before"):
+            await bws.__aenter__()
 
 
 # --- how a listener ends ---
@@ -314,6 +397,32 @@ async def test_a_listener_that_is_too_slow_gets_what_waits_and_an_error_and_dist
         open_bitmex_websocket("testnet", max_backlog=0)
 
 
+async def test_one_that_comes_while_the_stream_is_behind_begins_with_its_own_subscription():
+    def row(number):
+        return {"timestamp": f"2026-01-01T00:00:0{number}.000Z", "symbol": "XBTUSD", "size": number}
+
+    exchange = ScriptedExchange()
+    exchange.partials["trade"] = partial_of("trade", [row(1)])
+    async with exchange.open() as url, open_bitmex_websocket(url) as bws:
+        async with bws.pipeline.tap(bws.tables, max_buffer_size=0) as tap:  # the pipeline waits for it
+            first, second = bws.listen("trade"), bws.listen("trade")
+            assert await take(first, 1) == [row(1)]
+            await exchange.send(delta("trade", "insert", row(2)))
+            await first.aclose()
+            exchange.partials["trade"] = partial_of("trade", [row(9)])
+            async with trio.open_nursery() as nursery:
+
+                @nursery.start_soon
+                async def read():
+                    assert await take(second, 1) == [row(9)]
+
+                await until(lambda: not exchange.held)
+                await trio.sleep(0.05)
+                for number in (1, 2, 9):
+                    with trio.fail_after(5):
+                        assert (await tap.receive()).rows == [row(number)]
+
+
 # --- topics that overlap ---
 
 
@@ -408,6 +517,28 @@ async def test_a_refused_table_leaves_listeners_to_its_symbols_alone():
         assert await take(narrow, 1) == [second]
 
 
+async def test_a_refused_table_gives_listeners_to_its_symbols_nothing_twice_where_the_server_confirms_no_end():
+    class SilentAboutEnds(ScriptedExchange):
+        async def answer(self, ws, command):
+            if command["op"] == "unsubscribe":
+                self.commands.append(("unsubscribe", command["args"]))
+            else:
+                await super().answer(ws, command)
+
+    exchange = SilentAboutEnds()
+    exchange.refuse["instrument"] = (403, "Not for you.")
+    first, second = ({"symbol": "XBTUSD", "lastPrice": price} for price in (1, 2))
+    exchange.partials["instrument:XBTUSD"] = {**partial_of("instrument:XBTUSD", [first]), "keys": ["symbol"]}
+    async with exchange.open() as url, open_bitmex_websocket(url) as bws:
+        narrow = bws.listen("instrument", "XBTUSD")
+        assert await take(narrow, 1) == [first]
+        with pytest.raises(BitMEXWebsocketApiError):
+            await take(bws.listen("instrument"), 1)
+        await until(lambda: exchange.commands[-1] == ("subscribe", ["instrument:XBTUSD"]))
+        await exchange.send(delta("instrument", "update", second))
+        assert await take(narrow, 1) == [second]
+
+
 # --- errors ---
 
 
@@ -497,6 +628,70 @@ async def test_a_remote_close_raises_in_every_listener_behind_its_rows_and_not_a
         with pytest.raises(ConnectionClosed):  # begun after the end
             await bws.listen("quote").__anext__()
         await trio.sleep(0.05)  # the body goes on
+
+
+async def test_each_listener_raises_an_error_of_its_own_and_the_context_none():
+    exchange, caught = ScriptedExchange(), []
+    async with exchange.open() as url, open_bitmex_websocket(url) as bws:
+
+        async def listen():
+            with pytest.raises(ConnectionClosed) as error:
+                await bws.listen("trade").__anext__()
+            caught.append(error.value)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(listen)
+            nursery.start_soon(listen)
+            await exchange_closes(exchange, 1011)
+    one, other = caught
+    assert one is not other and one.code == other.code == 1011
+    assert one.__cause__ is other.__cause__ is not None
+
+
+@pytest.mark.parametrize("listening", [True, False])
+async def test_closing_ws_is_a_normal_close_by_this_side(listening):
+    caught = []
+    async with paused() as exchange:
+        async with open_bitmex_websocket(exchange.url) as bws:
+
+            async def listen():
+                with pytest.raises(ConnectionClosed, match=r"this side closed it, by ws.aclose\(\)") as error:
+                    async for _ in bws.listen("trade"):
+                        pass
+                caught.append((error.value.code, error.value.reason))
+
+            async with trio.open_nursery() as nursery:
+                if listening:
+                    nursery.start_soon(listen)
+                    await topics_become(exchange, "trade")
+                with trio.fail_after(5):
+                    await bws.ws.aclose()
+                await until(lambda: bws.ws is None)
+                nursery.start_soon(listen)  # begun after the end
+            assert caught == [(1000, "")] * (1 + listening)
+        await until(lambda: exchange.clients == 0)
+
+
+async def test_closing_ws_with_the_switch_armed_is_no_error_and_leaves_it_armed():
+    exchange = ScriptedExchange()
+    async with exchange.open() as url, open_bitmex_websocket(url, KEY, SECRET, True) as bws:
+        await until(lambda: exchange.switched)
+        await bws.ws.aclose()
+        await until(lambda: bws.ws is None)
+        await trio.sleep(0.05)
+    assert [timeout for _, timeout in exchange.switched] == [60000]
+
+
+async def test_what_the_server_closed_before_ws_was_closed_is_the_servers_close():
+    exchange = ScriptedExchange()
+    async with exchange.open() as url:
+        with pytest.raises(ConnectionClosed, match="the server closed it") as caught:
+            async with open_bitmex_websocket(url) as bws:
+                websocket = bws.ws
+                await exchange.clients[0].aclose(1011, "out of order")
+                await until(lambda: bws.ws is None)
+                await websocket.aclose()
+    assert caught.value.code == 1011
 
 
 async def test_what_the_body_lets_through_is_raised_once_and_as_itself():
@@ -613,10 +808,16 @@ async def test_the_tables_of_an_account_are_listened_to_as_any_other():
                 await until(lambda: len(got["executions"]) == 2)
                 account.submit("XBTUSD", "Buy", 200, 61000)
                 await until(lambda: len(got["orders"]) == 3)
-                assert await take(bws.listen("order", "XBTUSD"), 1) == got["orders"][-1:]  # of the open ones
+                for _ in range(5):
+                    account.cancel(account.submit("XBTUSD", "Buy", 100, 60000)["orderID"])
+                await until(lambda: len(got["orders"]) == 13)
+                late = bws.listen("order", "XBTUSD")
+                assert await take(late, 1) == [got["orders"][2]]  # of those that are open
+                assert not late._backlog.rows
+                await late.aclose()
                 nursery.cancel_scope.cancel()
-            assert [row["ordStatus"] for row in got["orders"]] == ["New", "Canceled", "New"]
-            assert [row["execType"] for row in got["executions"]] == ["New", "Canceled", "New"]
+            assert [row["ordStatus"] for row in got["orders"]] == ["New", "Canceled", "New"] + ["New", "Canceled"] * 5
+            assert [row["execType"] for row in got["executions"]][:3] == ["New", "Canceled", "New"]
             assert bws.storage.data["order"][order["orderID"],]["ordStatus"] == "Canceled"
             await margins.aclose()
             await topics_become(exchange)
@@ -730,28 +931,39 @@ class Reference:
         counts = {topic: count - (topic in self.tables) for topic, count in self.exchange.topics.items()}
         return {topic: count for topic, count in counts.items() if count}
 
-    def check(self, table, symbols, got):
-        """``got`` is, for each symbol, the state at some time, and every change from there, in order."""
+    def check(self, table, symbols, got, interrupted=False):
+        """``got`` is, for each symbol, the state at some time, and every change from there, in order.
+
+        ``interrupted``: rows may be missing, and a book may come again. Gives how many are missing.
+        """
+        missing = 0
         for symbol in symbols:
             of_symbol = [row for row in got if symbol_of(row) == symbol]
             changes = [(action, row) for action, row in self.rows[table] if row["symbol"] == symbol]
             if table == "orderBookL2":
-                self._check_book(symbol, of_symbol, changes)
-            else:
-                told = [row for row in self.start[table] if row["symbol"] == symbol]
-                told += [row for action, row in changes if action != "delete"]
-                assert is_run(of_symbol, told), (table, symbol, len(of_symbol))
-        if table != "orderBookL2":  # and over all symbols, behind the states
+                self._check_book(symbol, of_symbol, changes, interrupted)
+                continue
+            told = [row for row in self.start[table] if row["symbol"] == symbol]
+            told += [row for action, row in changes if action != "delete"]
+            if not is_run(of_symbol, told):
+                assert interrupted, (table, symbol, len(of_symbol))
+                missing += missing_of(of_symbol, told)
+        if table != "orderBookL2" and not interrupted:  # and over all symbols, behind the states
             if table not in self._places:
                 self._places[table] = {canonical(row): place for place, (_, row) in enumerate(self.rows[table])}
             states = [id(row) for row in first_of_symbols(got)]
             changes = [self._places[table][canonical(row)] for row in got if id(row) not in states]
             assert changes == sorted(changes)
+        return missing
 
-    def _check_book(self, symbol, got, changes):
-        if not got:
-            return
-        book, rows = got[0], got[1:]
+    def _check_book(self, symbol, got, changes, interrupted):
+        parts = []  # books, and the rows behind each
+        for row in got:
+            if "symbol" in row:
+                parts[-1][1].append(row)
+            else:
+                parts.append((row, []))
+        assert len(parts) <= 1 or interrupted
         levels = {"Buy": {}, "Sell": {}}
         for row in self.start["orderBookL2"]:
             if row["symbol"] == symbol:
@@ -759,16 +971,17 @@ class Reference:
         told = [row for action, row in changes if action != "delete"]
         place = 0  # in `told`
         for action, row in [*changes, ("end", None)]:
-            if told[place : place + len(rows)] == rows and untimed(levels) == untimed(book):
-                return
-            if action == "end":
-                break
+            while parts:
+                book, rows = parts[0]
+                if told[place : place + len(rows)] != rows or untimed(levels) != untimed(book):
+                    break
+                del parts[0]
             if action == "delete":
                 del levels[row["side"]][row["id"]]
-            else:
+            elif action != "end":
                 levels[row["side"]][row["id"]] = row
                 place += 1
-        raise AssertionError(f"the book of {symbol}, and {len(rows)} rows after it, were never so")
+        assert not parts, f"the book of {symbol}, and {len(parts[0][1])} rows after it, were never so"
 
 
 def symbol_of(row):
@@ -798,75 +1011,133 @@ def is_run(rows, all_rows):
     return not rows or any(all_rows[at] == rows[0] and all_rows[at : at + len(rows)] == rows for at in starts)
 
 
+def missing_of(rows, all_rows):
+    """How many of ``all_rows`` are left out in ``rows``, which stand there in order, between the first and the last."""
+    place = first = all_rows.index(rows[0])
+    for row in rows[1:]:
+        place = all_rows.index(row, place + 1)  # ValueError: not in order, doubled, or never sent
+    return place - first + 1 - len(rows)
+
+
 WANTS = [
     ("trade", "XBTUSD"), ("trade", "ETHUSD"), ("trade", "SOLUSDT"), ("trade", "XBTUSD", "ETHUSD"),
     ("instrument", "XBTUSD"), ("instrument", "ETHUSD", "SOLUSDT"), ("instrument", "SOLUSDT"),
     ("quote",), ("orderBookL2", "XBTUSD"), ("orderBookL2", "ETHUSD"),
 ]  # fmt: skip
-"""No table with and without a symbol: where one is widened, what comes between the two subscriptions is not seen."""
+OVERLAPPING = [
+    (table, *symbol)
+    for table in ("trade", "instrument", "quote", "orderBookL2")
+    for symbol in ((), ("XBTUSD",), ("ETHUSD",), ("SOLUSDT",), ("XBTUSD", "SOLUSDT"), ("ETHUSD", "SOLUSDT"))
+]
+"""Where one is widened, what comes between the two subscriptions is not seen."""
 
 
-@pytest.mark.parametrize("seed", [1, 2])
-async def test_two_hundred_listeners_come_and_go_at_random(seed):
+@pytest.mark.parametrize(
+    "seed, wants, lasting, closes", [(1, WANTS, 2, False), (2, WANTS, 2, True), (4, OVERLAPPING, 0.4, False)]
+)
+async def test_two_hundred_listeners_come_and_go_at_random(seed, wants, lasting, closes):
     draw = random.Random(seed)
     symbols = ("XBTUSD", "ETHUSD", "SOLUSDT")
-    listening = {}  # topics: by how many listeners
+    client, listening = None, {}  # the client, and its topics: by how many listeners
     found = []  # for each listener that has left: what it listened to, how it left, its rows
 
-    async def listen(bws):
+    async def listen():
         await trio.sleep(draw.uniform(0, 3))
-        want, how = draw.choice(WANTS), draw.choice(["break", "aclose", "cancel", "slow"])
-        rows, seconds, pause = draw.randrange(1, 60), draw.uniform(0, 2), draw.uniform(0, 0.05)
+        while client is None:
+            await trio.sleep(0.01)
+        bws, mine = client, listening
+        want, how = draw.choice(wants), draw.choice(["break", "aclose", "cancel", "slow"])
+        rows, seconds, pause = draw.randrange(1, 60), draw.uniform(0, lasting), draw.uniform(0, 0.05)
         topics, got = [":".join(topic) for topic in product(want[:1], want[1:])] or list(want), []
         for topic in topics:
-            listening[topic] = listening.get(topic, 0) + 1
-        with trio.move_on_after(2 if how == "break" else seconds):
-            if how == "break":
-                async for row in bws.listen(*want):
-                    got.append(row)
-                    if len(got) == rows:
-                        break
-            elif how == "cancel":
-                listener = bws.listen(*want)
-                async for row in listener:
-                    got.append(row)
-            else:
-                async with aclosing(bws.listen(*want)) as listener:
-                    async for row in listener:
+            mine[topic] = mine.get(topic, 0) + 1
+        try:
+            with trio.move_on_after(lasting if how == "break" else seconds):
+                if how == "break":
+                    async for row in bws.listen(*want):
                         got.append(row)
-                        if how == "slow":
-                            await trio.sleep(pause)
                         if len(got) == rows:
                             break
+                elif how == "cancel":
+                    listener = bws.listen(*want)
+                    async for row in listener:
+                        got.append(row)
+                else:
+                    async with aclosing(bws.listen(*want)) as listener:
+                        async for row in listener:
+                            got.append(row)
+                            if how == "slow":
+                                await trio.sleep(pause)
+                            if len(got) == rows:
+                                break
+        except ConnectionClosed as closed:
+            assert closes
+            how = closed.code
         for topic in topics:
-            listening[topic] -= 1
+            mine[topic] -= 1
         found.append((want, how, got))
 
     async with open_exchange(symbols=symbols, rate=300, levels=40, seed=seed) as exchange:
         reference = Reference(exchange, ["trade", "instrument", "quote", "orderBookL2"])
-        async with open_bitmex_websocket(exchange.url) as bws:
-            agreed = 0
-            async with trio.open_nursery() as nursery:
+        agreed, widened, held = 0, 0, set()
+
+        async def watch():
+            """Again and again, the exchange sees what is listened to, and no more."""
+            nonlocal agreed, widened, held
+            while True:
+                with trio.fail_after(5):
+                    while client is None or not serves(set(reference.topics()), wanted(listening)):
+                        await trio.sleep(0.001)
+                        assert set(reference.topics().values()) <= {1}
+                now = set(reference.topics())
+                widened += sum(any(topic.startswith(f"{table}:") for topic in held) for table in now - held)
+                agreed, held = agreed + 1, now
+                await trio.sleep(0.005)
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(watch)
+            async with trio.open_nursery() as listeners:
                 for _ in range(200):
-                    nursery.start_soon(listen, bws)
-                while len(found) < 200:  # again and again, the exchange sees what is listened to, and no more
-                    with trio.fail_after(5):
-                        while set(reference.topics()) != wanted(listening):
-                            await trio.sleep(0.001)
-                            assert set(reference.topics().values()) <= {1}
-                    agreed += 1
-                    await trio.sleep(0.02)
-            await until(lambda: reference.topics() == bws._tables.subscriptions == {})
-            assert agreed > 20
-            assert not any(bws._tables.backlogs.values())
+                    listeners.start_soon(listen)
+                for life in range(5 if closes else 1):
+                    try:
+                        async with open_bitmex_websocket(exchange.url) as bws:
+                            client, listening = bws, {}
+                            if life < 4 and closes:
+                                await trio.sleep(draw.uniform(0.3, 0.9))
+                                client = None
+                                await (bws.ws.aclose() if life % 2 else exchange.say_goodbye())
+                                await until(lambda bws=bws: bws.ws is None and not exchange.clients)
+                            else:
+                                await until(lambda: len(found) == 200)
+                                await until(lambda bws=bws: reference.topics() == bws._tables.subscriptions == {})
+                    except ConnectionClosed as closed:  # left before a listener has raised it
+                        assert (closes, closed.code, life % 2) == (True, 1001, 0)
+                    assert not any(bws._tables.backlogs.values())
+            nursery.cancel_scope.cancel()
+        assert agreed > 20
+        missing = 0
         for want, _, got in found:
-            reference.check(want[0], want[1:] or symbols, got)
-    assert {how for _, how, _ in found} == {"break", "aclose", "cancel", "slow"}
-    assert sum(len(got) for _, _, got in found) > 2000
+            interrupted = wants is OVERLAPPING and len(want) > 1
+            missing += reference.check(want[0], want[1:] or symbols, got, interrupted)
+    total = sum(len(got) for _, _, got in found)
+    assert {how for _, how, _ in found} == {"break", "aclose", "cancel", "slow"} | ({1000, 1001} if closes else set())
+    assert total > 1000 and missing <= total // 20
+    assert (widened > 0) == (wants is OVERLAPPING)
 
 
 def wanted(listening):
     return {topic for topic, count in listening.items() if count}
+
+
+def serves(held, wanted):
+    """Whether what is subscribed is what is listened to: each topic by itself, or by that of its whole table, which
+    stays for the sake of those to its symbols.
+    """
+    return (
+        all((topic in held) != (":" in topic and topic.partition(":")[0] in held) for topic in wanted)
+        and all(topic in wanted or any(other.startswith(f"{topic}:") for other in wanted) for topic in held)
+    )  # fmt: skip
 
 
 # --- programs written for the predecessor ---

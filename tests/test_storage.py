@@ -6,6 +6,7 @@ from datetime import UTC, datetime
 from typing import Any
 
 import pytest
+from sortedcontainers import SortedDict
 
 from bitmex_streams.messages import Row, TableMessage
 from bitmex_streams.sections.tables import TableApplier
@@ -69,6 +70,21 @@ def test_a_partial_of_books_whose_filter_is_of_no_symbol_is_refused_and_empties_
     (mark,) = tables.process(TableMessage("orderBookL2", "partial", [], 0, "ws://two", filter=filter))
     assert (mark.action, mark.source) == ("stale", "ws://two")
     assert tables.storage.orderbook["ETHUSD"]["Buy"] == {7: row}
+
+
+def test_what_is_not_there_yet_reads_as_empty_and_reading_keeps_nothing() -> None:
+    storage = Storage()
+    assert storage.orderbook["XBTUSD"]["Buy"] == storage.data["orderBookL2"]["XBTUSD"]["Sell"] == {}
+    assert storage.data["orderBookL2_25"]["XBTUSD"]["Buy"] == {}
+    assert type(storage.orderbook["XBTUSD"]["Buy"]) is type(storage.data["instrument"]) is SortedDict
+    storage.data["instrument"]["XBTUSD",] = {}
+    storage.orderbook["XBTUSD"]["Buy"][7] = {}
+    assert storage.data == {"orderBookL2": {}}
+    tables = TableApplier()
+    row = {"symbol": "XBTUSD", "id": 7, "side": "Buy", "size": 1, "price": 10.0}
+    tables.process(TableMessage("orderBookL2_25", "partial", [row], 0, "", ["symbol", "id", "side"], {}, {}, {}, {}))
+    assert tables.storage.data["orderBookL2_25"]["ETHUSD"]["Buy"] == {}
+    assert list(tables.storage.data["orderBookL2_25"]) == ["XBTUSD"]
 
 
 def test_a_key_that_cannot_be_made_is_an_error_in_words() -> None:

@@ -25,7 +25,11 @@ __all__ = ["Credentials", "mask", "masked", "may_hold_key", "refused", "signatur
 WEBSOCKET_PATH = "/realtime"
 VALIDITY = 60
 """Seconds that a signature is valid for at least: so far may the clocks be apart."""
-_spread = random.randrange(60)  # of each process its own, or two that start together would sign the same
+SPREAD = 600
+"""Seconds over which the ends are spread, at random: what has signed before is not known to a program that starts, and
+a signature is good for one use.
+"""
+_random = random.SystemRandom()  # no state that a fork could copy
 
 
 def signature(secret: str, verb: str, path: str, expires: int, body: str = "") -> str:
@@ -34,9 +38,6 @@ def signature(secret: str, verb: str, path: str, expires: int, body: str = "") -
     ``path`` is the part of the URL from the first slash behind the host on, with the query; ``verb`` is in capitals.
     """
     return hmac.new(secret.encode(), f"{verb}{path}{expires}{body}".encode(), "sha256").hexdigest()
-
-
-_last_expires: dict[str, int] = {}  # by key: several connections may use the same
 
 
 class Credentials:
@@ -70,14 +71,10 @@ class Credentials:
         raise TypeError("Credentials are not pickled: a secret does not belong into what leaves the process")
 
     def expires(self) -> int:
-        """When the next signature expires (s since the epoch): one to two minutes from now, and never twice the same
-        for a key in this process, for the exchange may refuse a signature that it has seen.
+        """When the next signature expires (s since the epoch): a minute to eleven from now, drawn at random, for the
+        exchange may refuse a signature that it has seen, and several programs may use the key.
         """
-        expires, last = int(time.time()) + VALIDITY + _spread, _last_expires.get(self.key, 0)
-        if expires <= last < expires + 10 * VALIDITY:  # further off it is of before the clock was set
-            expires = last + 1
-        _last_expires[self.key] = expires
-        return expires
+        return int(time.time()) + VALIDITY + _random.randrange(SPREAD)
 
     def _sign(self) -> tuple[int, str]:
         expires = self.expires()

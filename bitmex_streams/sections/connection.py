@@ -59,6 +59,8 @@ NETWORKS = {"mainnet": "wss://ws.bitmex.com/realtime", "testnet": "wss://ws.test
 log = logging.getLogger("bitmex_streams")
 wire = logging.getLogger("bitmex_streams.wire")
 
+MAX_REPLAYS = 8
+"""How often a handshake that was refused as signed before is signed anew."""
 FAREWELL = 2.0
 """Seconds that disarming the dead man's switch may take, when the work has ended well."""
 
@@ -307,20 +309,24 @@ class Connection(Source):
         await self.wait_connected()
         assert self._session is not None
         session, since = self._session, trio.current_time()
-        session.signed_in = None
-        self._protocol.authenticate(credentials.command)
-        self._wake_writer()
-        while (answer := session.signed_in) is None:
-            self._check_open()
-            with trio.CancelScope(deadline=since + self.subscribe_timeout):
-                await self._news.park()
-                continue
-            self._protocol.stop_authenticating()
+        for attempt in range(MAX_REPLAYS):
+            session.signed_in = None
+            self._protocol.authenticate(credentials.command)
             self._wake_writer()
-            raise AuthenticationError(f"no answer to authKeyExpires from {self.url} in {self.subscribe_timeout:g} s")
-        if answer.error is not None:
-            self._credentials = before
-            raise refused(self.url, answer.error, answer.status)
+            while (answer := session.signed_in) is None:
+                self._check_open()
+                with trio.CancelScope(deadline=since + self.subscribe_timeout):
+                    await self._news.park()
+                    continue
+                self._protocol.stop_authenticating()
+                self._wake_writer()
+                raise AuthenticationError(f"{self.url} has not answered authKeyExpires in {self.subscribe_timeout:g} s")
+            if answer.error is None:
+                return
+            error = refused(self.url, answer.error, answer.status)
+            if error.reason != "replay" or attempt == MAX_REPLAYS - 1:
+                self._credentials = before
+                raise error
 
     async def subscribe(self, *topics: str) -> None:
         """Subscribe to topics (``table`` or ``table:symbol``) and wait until the server has answered for each.
@@ -524,6 +530,9 @@ class _Session:
         self.lost_by = ""  # what was last said to the watchers, while it holds
         self.signed_in: Authenticated | None = None  # the last answer to ``authKeyExpires``
         self._stopped = trio.Event()  # no further attempt is wanted
+        self._backoff = Backoff(connection.reconnect) if connection.reconnect is not None else None
+        self._wait: float | None = None  # s before the next attempt; None: there is none
+        self._replays = 0
         self._error: Exception | None = None
         self._epoch = 0
         self._last = 0
@@ -558,7 +567,6 @@ class _Session:
                     if input is not None:
                         nursery.start_soon(self._feed, input)
                     await self._live()
-                    self._end()
                     nursery.cancel_scope.cancel()
         finally:
             self.over.set()
@@ -567,31 +575,40 @@ class _Session:
         """One connection after the other. Errors go to the inbox, not into a nursery, which would make a group of
         them.
         """
-        connection = self.connection
-        backoff = Backoff(connection.reconnect) if connection.reconnect is not None else None
         while True:
             link = self.link = _Link(self)
             if self._stopped.is_set():
                 link.work.cancel()
             await link.run()
-            if backoff is not None:
-                backoff.stood(link.stood)
-            error = link.error
-            if self._stopped.is_set():
+            if self._wait is None:
                 return
-            if error is None and not (backoff is not None and link.acknowledged):
-                return  # a clean close; where nothing was ever acknowledged, of a server that has played all it had
-            wait = None
-            if backoff is not None and not (error is not None and is_final(error)):
-                wait = backoff.next(error.retry_after if isinstance(error, ConnectionFailed) else None)
-            if wait is None:
-                self._error = error
-                return
-            assert backoff is not None
-            log.warning("%s; connecting again in %.1f s", error or f"{connection.url} closed the connection", wait)
-            with trio.move_on_after(wait):
+            with trio.move_on_after(self._wait):
                 await self._stopped.wait()
+                self._end()
                 return
+
+    def judge(self, link: _Link) -> None:
+        """A link has gone down: whether there will be another, and after what wait. If not, that is the end."""
+        connection, backoff, error = self.connection, self._backoff, link.error
+        if backoff is not None:
+            backoff.stood(link.stood)
+        self._wait = None
+        if isinstance(error, AuthenticationError) and error.reason == "replay" and self._replays < MAX_REPLAYS:
+            self._replays += 1  # somebody else has drawn the same number: at once with another
+            self._wait = 0.0
+        elif self._stopped.is_set() or backoff is None or (error is not None and is_final(error)):
+            pass
+        elif error is not None or link.acknowledged:
+            # A clean close is the end where nothing was ever acknowledged: of a server that has played all it had.
+            self._wait = backoff.next(error.retry_after if isinstance(error, ConnectionFailed) else None)
+        if self._wait is None:
+            self._error = self._error or error
+            self._end()
+        elif self._wait:
+            said = error or f"{connection.url} closed the connection"
+            log.warning("%s; connecting again in %.1f s", said, self._wait)
+        if link.stood:
+            self._replays = 0
 
     def fail(self, error: Exception) -> None:
         """What feeds us has failed: that is the end."""
@@ -763,6 +780,7 @@ class _Link:
                 self._idle.cancel()
         else:
             self._written.set()
+        session.judge(self)
         connection._news.unpark_all()
 
     # --- the tasks ---

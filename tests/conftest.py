@@ -17,7 +17,7 @@ settings.load_profile("steady")
 
 
 SECRETS: set[str] = set()  # of all accounts that were opened, and of all that signed in; and what was signed by them
-LEAKS: list[str] = []
+LEAKS: dict[str, None] = {}  # the tests, each once
 
 
 def pytest_configure(config):
@@ -42,10 +42,10 @@ def pytest_configure(config):
 
 def pytest_runtest_logreport(report):
     """What a test has printed and logged, and what is said of its failure."""
-    text = "\n".join([*(content for _, content in report.sections), report.longreprtext])
+    text = "\n".join([report.nodeid, *(content for _, content in report.sections), report.longreprtext])
     # What a test calls a secret in two letters is in other words by chance; the demo account's is public.
     if any(len(secret) >= 12 and secret != DEMO_API_SECRET and secret in text for secret in SECRETS):
-        LEAKS.append(report.nodeid)
+        LEAKS[report.nodeid] = None
 
 
 @pytest.hookimpl(trylast=True)

@@ -13,6 +13,7 @@ from ..messages import Row
 from .instruments import Instrument
 from .market import Order
 from .positions import Position, margin
+from .resting import RestingSide
 
 __all__ = ["funding_row", "margin_row", "order_row", "position_row", "wallet_row"]
 
@@ -69,7 +70,8 @@ def position_row(
     holding: Position,
     mark_price: float,
     notional: tuple[float, float],
-    orders: Iterable[Order],
+    buys: RestingSide,
+    sells: RestingSide,
     order_margin: int,
     timestamp: str,
 ) -> Row:
@@ -83,11 +85,6 @@ def position_row(
     initial = margin(cost, Fraction(str(instrument.initial_margin)))
     fees = margin(cost, 2 * taker)
     maintenance = margin(cost, Fraction(str(instrument.maintenance_margin)) + taker)
-    ordered = {"Buy": [0, 0], "Sell": [0, 0]}
-    for order in orders:
-        if order.ticks is not None:
-            ordered[order.side][0] += order.leaves
-            ordered[order.side][1] += instrument.cost(order.leaves, instrument.price(order.ticks))
     return {
         "account": account, "symbol": instrument.symbol, "strategy": "OneWay",
         "currency": instrument.settlement_currency,
@@ -95,8 +92,8 @@ def position_row(
         "commission": instrument.taker_fee, "initMarginReq": instrument.initial_margin,
         "maintMarginReq": instrument.maintenance_margin, "leverage": LEVERAGE, "crossMargin": True,
         "rebalancedPnl": 0, "prevRealisedPnl": 0, "prevUnrealisedPnl": 0, "openingQty": 0,
-        "openOrderBuyQty": ordered["Buy"][0], "openOrderBuyCost": ordered["Buy"][1], "openOrderBuyPremium": 0,
-        "openOrderSellQty": ordered["Sell"][0], "openOrderSellCost": ordered["Sell"][1], "openOrderSellPremium": 0,
+        "openOrderBuyQty": buys.quantity, "openOrderBuyCost": buys.cost, "openOrderBuyPremium": 0,
+        "openOrderSellQty": sells.quantity, "openOrderSellCost": sells.cost, "openOrderSellPremium": 0,
         "currentQty": holding.size, "currentCost": holding.cost, "currentComm": holding.fees,
         "realisedCost": holding.realised_cost, "unrealisedCost": cost, "grossOpenPremium": 0,
         "isOpen": holding.size != 0, "markPrice": mark_price, "markValue": mark_value, "riskValue": abs(mark_value),

@@ -15,6 +15,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from fractions import Fraction
+from itertools import count
 from random import Random
 from string import ascii_letters, digits
 from typing import TYPE_CHECKING, Any, Literal, TypeAlias, overload
@@ -25,7 +26,8 @@ from .account_tables import AccountTables
 from .instruments import INSTRUMENTS, Instrument
 from .keys import Keys
 from .market import Fill, Market, MarketEvent, Order, new_guid
-from .positions import Position, fee, margin, opening_value, order_margin_rate
+from .positions import Position, fee, margin, order_margin_rate
+from .resting import RestingSide
 from .tables import MarketTables, iso
 
 if TYPE_CHECKING:
@@ -70,6 +72,7 @@ class OpenOrder:
     market: Market
     reduce_only: bool
     post_only: bool
+    number: int  # orders of one account are counted
     value: Fraction = Fraction(0)  # of what was filled, for the average price
     reason: str = ""  # why it is being canceled, or how it is being amended
 
@@ -96,6 +99,9 @@ class Account:
         self._markets = accounts.exchange.tables.markets
         self._open: dict[str, OpenOrder] = {}
         self._by_client_id: dict[str, OpenOrder] = {}  # of those that have one
+        self._reducing: dict[str, OpenOrder] = {}  # those that may only reduce, by orderID
+        self._resting: dict[tuple[str, Side], RestingSide] = {}
+        self._numbers = count()
         self._closed: OrderedDict[str, Row] = OrderedDict()
         self._holdings: dict[str, Position] = {}
         self._notified = 0
@@ -192,8 +198,11 @@ class Account:
                 self.id, market.instrument, order, client_order_id, time_in_force,
                 ",".join(name for name, given in flags.items() if given), SUBMITTED, iso(now),
             )  # fmt: skip
-            found = OpenOrder(row, order, market, reduce_only, post_only)
+            found = OpenOrder(row, order, market, reduce_only, post_only, next(self._numbers))
             self._open[order.id] = found
+            if reduce_only:
+                self._reducing[order.id] = found
+            self._count(found)
             if client_order_id:
                 self._by_client_id[client_order_id] = found
             self.tables.insert_order(row)
@@ -436,25 +445,25 @@ class Account:
         without: OpenOrder | None = None,
     ) -> int:
         """What the open orders in one contract bind: with some more, without one."""
-        return margin(
-            max(self._opening(instrument, side, more or {}, without) for side in SIDES), order_margin_rate(instrument)
+        value = max(
+            self._side(instrument, side).opening_value(
+                self._room(instrument.symbol, side),
+                (more or {}).get(side, ()),
+                None if without is None else without.id,
+            )
+            for side in SIDES
         )
+        return margin(value, order_margin_rate(instrument))
 
-    def _opening(
-        self, instrument: Instrument, side: Side, more: Mapping[str, Sequence[tuple[int, int]]], without: Any
-    ) -> int:
-        orders = [
-            (found.order.leaves, found.order.ticks)
-            for found in self._open.values()
-            if found.market.instrument is instrument
-            and found.order.side == side
-            and found.order.ticks is not None
-            and not found.reduce_only
-            and found is not without
-        ]
-        orders += more.get(side, ())
-        orders.sort(key=lambda order: order[1], reverse=side == "Buy")
-        return opening_value(instrument, orders, self._room(instrument.symbol, side))
+    def _side(self, instrument: Instrument, side: Side) -> RestingSide:
+        resting = self._resting.get((instrument.symbol, side))
+        if resting is None:
+            resting = self._resting[instrument.symbol, side] = RestingSide(instrument, side)
+        return resting
+
+    def _count(self, found: OpenOrder) -> None:
+        """Whenever an order has changed."""
+        self._side(found.market.instrument, found.order.side).put(found.order, found.number, found.reduce_only)
 
     # --- what becomes of orders ---
 
@@ -510,6 +519,7 @@ class Account:
             leavesQty=order.quantity - row["cumQty"],
             text=f"{text}\n{SUBMITTED}",
         )
+        self._count(found)
         self._execute(found, "Replaced")
 
     def _fill(self, found: OpenOrder, fill: Fill, trade: Row, rate: float, role: str) -> None:
@@ -539,12 +549,14 @@ class Account:
             trdMatchID=trade["trdMatchID"], execCost=cost, execComm=paid, homeNotional=sign * trade["homeNotional"],
             foreignNotional=-sign * trade["foreignNotional"], trdType=trade["trdType"],
         )  # fmt: skip
-        if not leaves:
+        if leaves:
+            self._count(found)
+        else:
             self._leave(found)
 
     def _limit_reducing(self, symbol: str) -> None:
         """Orders that may only reduce must not be more than there is to reduce; the least aggressive ones give way."""
-        reducing = [found for found in self._open.values() if found.reduce_only and found.market.symbol == symbol]
+        reducing = [found for found in self._reducing.values() if found.market.symbol == symbol]
         reducing.sort(key=lambda found: (found.order.ticks or 0) * (-1 if found.order.side == "Buy" else 1))
         room = {side: self._room(symbol, side) for side in SIDES}
         for found in reducing:
@@ -576,6 +588,8 @@ class Account:
     def _leave(self, found: OpenOrder) -> None:
         del self._open[found.id]
         self._by_client_id.pop(found.row["clOrdID"], None)
+        self._reducing.pop(found.id, None)
+        self._side(found.market.instrument, found.order.side).remove(found.id)
         self.tables.close_order(found.row)
         self._closed[found.id] = found.row
         if len(self._closed) > CLOSED_ORDERS:
@@ -642,7 +656,8 @@ class Account:
             holding,
             tables.mark_price,
             self._notional(tables, holding.size, holding.mark_value(tables.mark_price)),
-            [found.order for found in self._open.values() if found.market is tables.market],
+            self._side(instrument, "Buy"),
+            self._side(instrument, "Sell"),
             self._order_margin(instrument),
             timestamp,
         )

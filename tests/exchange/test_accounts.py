@@ -1,6 +1,7 @@
 """Accounts trade, and hear of it as from the real exchange."""
 
 import json
+import math
 from collections import Counter, defaultdict
 from contextlib import suppress
 from datetime import UTC, datetime
@@ -479,6 +480,18 @@ def test_what_closes_a_position_binds_nothing_and_the_dearer_side_binds():
     assert 0 < account.margins["XBt"]["initMargin"] - one_side < 5
 
 
+def test_an_order_that_is_filled_in_part_binds_what_is_left_of_it():
+    exchange = open_simulation()
+    account = exchange.open_account()
+    account.submit("XBTUSD", "Sell", 300, 64000)
+    exchange.markets["XBTUSD"].submit("Buy", 100, 64000)
+    assert_consistent(exchange, account)
+    row = account.positions["XBTUSD"]
+    assert (row["currentQty"], row["openOrderSellQty"]) == (-100, 200)
+    account.amend(next(iter(account.orders)), price=64010)
+    assert_consistent(exchange, account)
+
+
 # --- positions and money
 
 
@@ -898,6 +911,10 @@ def assert_consistent(exchange, account):
         assert row["unrealisedCost"] == open_cost and row["realisedPnl"] == open_cost - cost - fees
         assert row["markPrice"] == exchange.tables.rows("instrument", symbol)[0]["markPrice"]
         assert row["unrealisedPnl"] == worth(instrument, size, row["markPrice"]) - open_cost
+        assert (row["openOrderBuyQty"], row["openOrderBuyCost"]) == ordered(account, instrument, "Buy")
+        assert (row["openOrderSellQty"], row["openOrderSellCost"]) == ordered(account, instrument, "Sell")
+        opened = max(would_open(account, instrument, side, size) for side in ("Buy", "Sell"))
+        assert row["initMargin"] == math.ceil(opened * (Fraction("0.01") + 2 * Fraction("0.00075")))
         totals[row["currency"]][0] += row["realisedPnl"]
         totals[row["currency"]][1] += row["unrealisedPnl"]
     for currency, margin in account.margins.items():
@@ -910,6 +927,27 @@ def assert_consistent(exchange, account):
         assert margin["marginBalance"] == deposits + realised + unrealised
         assert margin["initMargin"] == bound
         assert margin["availableMargin"] == max(0, margin["marginBalance"] - bound)
+
+
+def ordered(account, instrument, side):
+    rows = [row for row in account.orders.values() if (row["symbol"], row["side"]) == (instrument.symbol, side)]
+    return sum(row["leavesQty"] for row in rows), sum(instrument.cost(row["leavesQty"], row["price"]) for row in rows)
+
+
+def would_open(account, instrument, side, held):
+    """What the open orders of one side would open, were they filled: in the order of their prices."""
+    rows = [
+        row
+        for row in account.orders.values()
+        if (row["symbol"], row["side"]) == (instrument.symbol, side) and "ReduceOnly" not in row["execInst"]
+    ]
+    rows.sort(key=lambda row: row["price"] * (-1 if side == "Buy" else 1))
+    closing, value = max(0, -held if side == "Buy" else held), 0
+    for row in rows:
+        opens = max(0, row["leavesQty"] - closing)
+        closing -= row["leavesQty"] - opens
+        value += instrument.value(opens, instrument.ticks(row["price"]))
+    return value
 
 
 def half_up(number):

@@ -64,7 +64,7 @@ from .messages import (
 )
 from .operator import Batches, Operator, Source
 from .orderbook import BookSnapshot, OrderBook
-from .pipeline import Pipeline
+from .pipeline import Pipeline, PipelineStatistics, TapSummary
 from .reconnect import Reconnect
 from .sections import (
     Bars,
@@ -129,6 +129,7 @@ __all__ = [
     "OrderState",
     "Orders",
     "Pipeline",
+    "PipelineStatistics",
     "Pong",
     "Position",
     "Positions",
@@ -150,6 +151,7 @@ __all__ = [
     "TableUpdate",
     "Tap",
     "TapStatistics",
+    "TapSummary",
     "Throttle",
     "Ticker",
     "Tickers",

@@ -17,9 +17,10 @@ from __future__ import annotations
 import contextlib
 import logging
 import math
+import time
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator, Sequence
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal, NamedTuple, TypeAlias
 
 import trio
 from slurry.sections import Chain, Merge, Zip, ZipLatest
@@ -28,9 +29,11 @@ from slurry.sections.abc import Section
 from .nurseries import background, one_error, real_error
 from .operator import Operator, Source
 from .run import GRACE, Run, Stage, name_of
+from .sections.connection import Connection, ConnectionStatistics
+from .sections.decoder import Decoder
 from .tap import BATCH, Block, DropNewest, DropOldest, Latest, OverflowPolicy, Tap
 
-__all__ = ["Overflow", "Pipeline"]
+__all__ = ["Overflow", "Pipeline", "PipelineStatistics", "TapSummary"]
 
 log = logging.getLogger("bitmex_streams")
 
@@ -38,6 +41,41 @@ Overflow: TypeAlias = Literal["block", "drop_oldest", "drop_newest", "latest"]
 
 PATIENCE = 5.0
 """Seconds after which a tap that an error waits for is worth a warning."""
+
+
+class TapSummary(NamedTuple):
+    """One open tap, as `Pipeline.stats` tells of it: on which ``stage`` (its number, from 0, and ``section``, its
+    name), with which ``overflow`` policy, how many items wait, how many it has dropped or conflated away, and its
+    ``lag``: seconds since the item that waits longest was received, by the clock of this computer; 0 where none waits
+    (of a recording, years).
+    """
+
+    stage: int
+    section: str
+    overflow: str
+    waiting: int
+    dropped: int
+    lag: float
+
+
+class PipelineStatistics(NamedTuple):
+    """What `Pipeline.stats` says, as of now.
+
+    ``sources``: a `ConnectionStatistics` for each `Connection`, in order. ``messages``, ``rows``, ``undecodable``: what
+    the `Decoder` stages have decoded, and could not. ``taps``: those that are open. ``dropped``: items that were
+    dropped or conflated away, by the closed ones too. ``lag``: the greatest of the sources and taps, in seconds.
+    """
+
+    sources: Sequence[ConnectionStatistics]
+    messages: int
+    rows: int
+    undecodable: int
+    taps: Sequence[TapSummary]
+    dropped: int
+    lag: float
+
+
+_POLICIES = {Block: "block", DropOldest: "drop_oldest", DropNewest: "drop_newest", Latest: "latest"}
 
 
 class Pipeline:
@@ -65,6 +103,7 @@ class Pipeline:
         self._family.members.append(self)
         self._started = any(source.keeps_running for source in _all_sources(sections))
         self._open_taps = 0
+        self._dropped = 0  # by taps that are closed
         self._ended = trio.Event()
         self._wired_up = trio.Event()
         self._tasks: trio.Nursery | None = None  # while it runs
@@ -188,6 +227,30 @@ class Pipeline:
         self.nursery.start_soon(pipeline._main)
         return pipeline
 
+    def stats(self) -> PipelineStatistics:
+        """Counters and gauges of this pipeline (not of its extensions), read at any time; reading costs, counting does
+        not.
+        """
+        now = time.time_ns()
+        sources = [source.stats for source in _all_sources(self.sections) if isinstance(source, Connection)]
+        decoders = [stage.section for stage in self._stages if isinstance(stage.section, Decoder)]
+        taps = [
+            TapSummary(
+                number, str(stage), _POLICIES[type(buffer)], len(buffer), buffer.dropped, buffer.age(now) / 1e9
+            )
+            for number, stage in enumerate(self._stages)
+            for buffer in stage.buffers
+        ]
+        return PipelineStatistics(
+            sources=sources,
+            messages=sum(decoder.messages for decoder in decoders),
+            rows=sum(decoder.rows for decoder in decoders),
+            undecodable=sum(decoder.undecodable for decoder in decoders),
+            taps=taps,
+            dropped=self._dropped + sum(tap.dropped for tap in taps),
+            lag=max([0.0, *(source.lag for source in sources), *(tap.lag for tap in taps)]),
+        )
+
     # --- taps -------------------------------------------------------------------------------------------------------
 
     def _buffer(
@@ -227,6 +290,7 @@ class Pipeline:
     def _close_tap(self, stage: Stage, buffer: OverflowPolicy) -> None:
         if buffer in stage.buffers:
             stage.buffers.remove(buffer)
+            self._dropped += buffer.dropped
             self._open_taps -= 1
             stage.run.compile()
 

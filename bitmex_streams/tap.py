@@ -72,6 +72,14 @@ class OverflowPolicy(ABC):
     def __len__(self) -> int:
         return len(self.items)
 
+    def age(self, now: int) -> int:
+        """How long (ns) before ``now`` the item that waits longest was received; 0 where none waits, or it does not
+        say.
+        """
+        items = self.items.values() if isinstance(self.items, OrderedDict) else self.items
+        received = getattr(next(iter(items), None), "received", now)
+        return max(0, now - received) if isinstance(received, int) else 0
+
     @abstractmethod
     def put(self, item: Any) -> None:
         """Take an item in, or drop one, at once."""

@@ -10,6 +10,8 @@ import trio.testing
 from slurry.environments import TrioSection
 from slurry.sections import Merge
 
+from bitmex_streams import Connection, Decoder, TableApplier
+from bitmex_streams.exchange import open_exchange
 from bitmex_streams.operator import Operator
 from bitmex_streams.pipeline import Pipeline
 from tests.support import Add, Burst, Hold, NeverAwaits, Pass, RaiseAt, TrioPass, Twice, count, until_cancelled
@@ -654,3 +656,32 @@ async def test_a_resync_that_was_given_by_hand_is_left_alone():
         await collect(pipeline.tap())
         operator.resync("trade")
     assert asked == ["trade"]
+
+
+async def test_statistics_tell_of_sources_decoders_and_taps():
+    async with open_exchange(symbols=["XBTUSD"], rate=200, seed=5) as exchange:
+        connection, decoder, tables = Connection(exchange.url, subscribe=["trade", "quote"]), Decoder(), TableApplier()
+        async with Pipeline.create(connection, decoder, tables) as pipeline:
+            stats = pipeline.stats()
+            assert (stats.messages, stats.rows, stats.undecodable, stats.dropped, stats.taps) == (0, 0, 0, 0, [])
+            assert not stats.sources[0].connected
+            read, latest = pipeline.tap(tables, max_buffer_size=1000), pipeline.tap(decoder, overflow="latest")
+            rows = 0
+            for _ in range(50):
+                rows += len((await read.receive()).rows)
+            exchange.faults.send("no JSON")
+            with trio.fail_after(5):
+                while pipeline.stats().undecodable == 0:
+                    rows += len((await read.receive()).rows)
+            stats = pipeline.stats()
+            assert stats.rows >= rows >= 50 and stats.messages >= 50 and stats.undecodable == 1
+            first, second = sorted(stats.taps)
+            assert first == (1, "Decoder", "latest", len(latest._buffer), latest.dropped, first.lag)
+            assert first.dropped >= 30 and 0 < first.waiting < 10 and 0 < first.lag < 10
+            assert second[:3] == (2, "TableApplier", "block") and second.dropped == 0
+            (source,) = stats.sources
+            assert source.connected and source.messages >= stats.messages and source.bytes > 10_000
+            assert stats.lag >= first.lag and stats.dropped == first.dropped
+            latest.close()
+            read.close()
+            assert pipeline.stats().taps == [] and pipeline.stats().dropped >= first.dropped

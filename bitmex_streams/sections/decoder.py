@@ -77,7 +77,10 @@ class Decoder(Operator):
     The text ``pong`` becomes `Pong`; a JSON object of no known kind becomes `Help`. Where a message echoes an
     ``authKeyExpires`` command, in whatever place, its arguments are masked (``***``) everywhere in that message; only
     the `RawMessage` itself holds them. Of a key that stands twice in an object, the last counts. Marks and
-    items of other kinds pass."""
+    items of other kinds pass.
+
+    ``messages``, ``rows``, ``undecodable``: how many messages came, rows of tables were in them, and messages could not
+    be decoded, so far (int)."""
 
     def __init__(
         self, number: Callable[[str], Any] | None = None, *, on_error: Literal["stale", "raise"] = "stale"
@@ -86,6 +89,9 @@ class Decoder(Operator):
             raise ValueError(f'on_error must be "stale" or "raise", not {on_error!r}')
         self.number = number
         self.on_error = on_error
+        self.messages = 0
+        self.rows = 0
+        self.undecodable = 0
         self._decode = msgspec.json.Decoder(_Envelope, float_hook=None if number is None else _bounded(number)).decode
         self._decode_any = msgspec.json.Decoder().decode
         self._float_columns: dict[tuple[str, str], tuple[str, ...]] = {}  # by source and table
@@ -94,6 +100,7 @@ class Decoder(Operator):
         if type(item) is not RawMessage:
             return (item,)
         data = item.data
+        self.messages += 1
         try:
             message = self._decode(data)
         except UNDECODABLE as error:
@@ -111,6 +118,7 @@ class Decoder(Operator):
                 else f"the action {repr(action)[:EXCERPT]} is unknown"
             )
             return (self._undecodable(item, wrong, table),)
+        self.rows += len(rows)
         if self.number is not None:
             self._convert_whole_numbers((item.source, table), rows, message.types)
         if action != "partial":
@@ -165,6 +173,7 @@ class Decoder(Operator):
         return _control(content, item.received, item.source)
 
     def _undecodable(self, item: RawMessage, wrong: str, topic: str | None = None) -> StateLost:
+        self.undecodable += 1
         place = item.source or "a message"
         if item.line:
             place = f"{place}, line {item.line}"

@@ -44,6 +44,8 @@ SWITCH_TIMEOUT = 60_000
 """Milliseconds after the last ``cancelAllAfter`` at which the exchange cancels all orders."""
 MAX_GAP = 60.0
 """Seconds that a topic which is asked for anew again and again may have to wait."""
+PARTIAL_TIMEOUT = 30.0
+"""Seconds after the acknowledgement of a topic in which its partial has to come."""
 MAX_RETRIES = 3
 """How often a topic that was in force on an earlier connection is asked for again when a later one refuses it."""
 SWITCH_INTERVAL = 15.0
@@ -204,6 +206,7 @@ class ClientProtocol:
         self._topics: dict[str, _Topic] = {}
         self._changed: dict[str, None] = {}  # a set that keeps its order
         self._later: dict[str, None] = {}  # those that wait until they are due
+        self._partials: dict[str, float] = {}  # acknowledged topics whose partial has not come, and when it is overdue
         self._awaited: frozenset[str] = frozenset()  # tables whose data may answer a subscription
 
     # --- what the user wants ---
@@ -294,7 +297,16 @@ class ClientProtocol:
     @property
     def due(self) -> float:
         """When `commands` has something to say by itself (s, on the clock of `arm`); inf: never."""
-        return min([self.switch_due, *(self._topics[name].due for name in self._later)])
+        return min([self.switch_due, *(self._topics[name].due for name in self._later), *self._partials.values()])
+
+    def overdue(self, now: float) -> list[str]:
+        """The topics whose partial has not come `PARTIAL_TIMEOUT` seconds after they were acknowledged; each is told
+        once, and may be asked for anew.
+        """
+        late = [name for name, due in self._partials.items() if due <= now]
+        for name in late:
+            del self._partials[name]
+        return late
 
     @property
     def switch_settled(self) -> bool:
@@ -339,6 +351,7 @@ class ClientProtocol:
             topic.unanswered.clear()
             topic.retries = 0
         self._later.clear()
+        self._partials.clear()
         self._changed = {name: None for name, topic in self._topics.items() if topic.wanted}
         self._awaited = frozenset()
         self.acknowledges = self._mute = False
@@ -394,6 +407,8 @@ class ClientProtocol:
         if isinstance(head, bytes):
             head = head.decode("latin-1")
         if head.startswith('{"table"'):  # nearly always so: no second parsing of data for the sake of the odd answer
+            if self._partials and '"partial"' in head:
+                self._take_partial(data)
             if not self._awaited:
                 return ()
             parts = head.split('"', 4)
@@ -412,6 +427,11 @@ class ClientProtocol:
                 self._take_switch(answer)
             else:
                 self._take_answer(answer, now)
+                if message.table is None and isinstance(answer, Acknowledged):
+                    if answer.op == "subscribe":
+                        self._partials[answer.topic] = now + PARTIAL_TIMEOUT
+                    else:
+                        self._partials.pop(answer.topic, None)
         if answers:
             self.acknowledges = self.acknowledges or message.table is None
             self._mute = not self.acknowledges
@@ -476,6 +496,15 @@ class ClientProtocol:
                 topic = self._topics[name]
                 retried = op == "subscribe" and topic.proven and topic.wanted and topic.retries < MAX_RETRIES
                 yield Refused(op, name, status, error, retried)
+
+    def _take_partial(self, data: str | bytes) -> None:
+        try:
+            message = _decode_message(data)
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
+            return
+        if message.action == "partial" and message.table is not None:
+            symbol = message.filter.get("symbol") if isinstance(message.filter, dict) else None
+            self._partials.pop(message.table if symbol is None else f"{message.table}:{symbol}", None)
 
     def _take_switch(self, answer: SwitchSet) -> None:
         """An answer also settles what was sent before the command that it answers: that one was lost."""

@@ -71,6 +71,33 @@ def test_a_topic_that_is_acknowledged_after_all_is_not_refused(protocol):
     assert protocol.refusal("trade") is None and protocol.subscriptions == {"trade"}
 
 
+def test_a_partial_that_does_not_come_is_overdue_once(protocol):
+    protocol.subscribe(["trade", "quote:XBTUSD"])
+    protocol.commands(0.0)
+    for topic in ("trade", "quote:XBTUSD"):
+        protocol.receive(json.dumps({"success": True, "subscribe": topic}), 5.0)
+    assert protocol.due == 35.0 and protocol.overdue(34.9) == []
+    protocol.receive(json.dumps(partial_of("quote:XBTUSD"), separators=(",", ":")), 6.0)
+    assert protocol.overdue(35.0) == ["trade"]
+    assert protocol.overdue(99.0) == [] and protocol.due == float("inf")
+
+
+def test_no_partial_is_waited_for_of_what_was_given_up_or_is_of_another_connection(protocol):
+    protocol.subscribe(["trade", "quote"])
+    protocol.commands(0.0)
+    acknowledge(protocol, "subscribe", "trade")
+    acknowledge(protocol, "subscribe", "quote")
+    protocol.unsubscribe(["trade"])
+    protocol.commands(0.0)
+    acknowledge(protocol, "unsubscribe", "trade")
+    assert protocol.overdue(1e9) == ["quote"]
+    protocol.subscribe(["trade"])
+    protocol.commands(0.0)
+    acknowledge(protocol, "subscribe", "trade")
+    protocol.disconnected()
+    assert protocol.overdue(1e9) == []
+
+
 # --- signing in ---
 
 SIGN_IN = '{"op":"authKeyExpires","args":["key",1,"signature"]}'

@@ -802,6 +802,7 @@ class _Link:
                     wire.debug("%s < %s", connection.url, data)
                 if answers:
                     connection._news.unpark_all()
+                    self._idle.deadline = protocol.due  # of the writer's wait
                 if inbox.full:
                     await self._wait_for_room()
                 inbox.put_nowait(RawMessage(received, data, source), len(data))
@@ -887,6 +888,9 @@ class _Link:
                 if not self.up and not session.stopping:
                     return  # what is unsent is for the next one
                 now = trio.current_time()
+                for topic in protocol.overdue(now):
+                    log.warning("%s: the partial of %s has not come: it is asked for anew", connection.url, topic)
+                    connection._ask_anew(topic)
                 if now >= protocol.switch_due and not protocol.switch_settled:
                     log.warning("%s has not answered the dead man's switch for 15 s", connection.url)
                 item = session.unsent.popleft() if session.unsent else _COMMANDS  # the latter: something is due

@@ -643,6 +643,22 @@ async def test_deltas_between_unsubscribe_and_the_new_partial_are_dropped(autoju
         assert connection.stats.resyncs == 1
 
 
+async def test_a_partial_that_does_not_come_is_asked_for_anew(autojump_clock, caplog):
+    exchange = ScriptedExchange()
+    exchange.partials["trade"] = {"info": "no partial"}
+    async with in_memory_steady(exchange, subscribe=["trade"]) as connection:
+        async with running(connection, Decoder(), TableApplier()) as taken:
+            await trio.sleep(29)
+            assert [op for op, _ in exchange.commands] == ["subscribe"]
+            exchange.partials.clear()
+            await trio.sleep(2)
+            assert [op for op, _ in exchange.commands] == ["subscribe", "unsubscribe", "subscribe"]
+            assert [update.action for update in taken] == ["partial"] and connection.stats.resyncs == 1
+            await trio.sleep(300)
+            assert len(exchange.commands) == 3
+    assert "the partial of trade has not come" in caplog.text
+
+
 async def test_resyncs_of_a_topic_that_never_heals_become_rare(autojump_clock):
     exchange = ScriptedExchange()
     await book_server(exchange)

@@ -4,6 +4,9 @@ All of it is pipelines, and nothing here holds one up. The view on a terminal re
 a second, and learns of the rest by a `latest` tap; lines for a pipe are written in a thread, because a reader that
 stalls must not stall the socket.
 
+A server has to be there when a `watch` of it begins: a URL with a slip in it must not be tried for ever. One that goes
+away later is waited for.
+
 Exit status: 0; 1 after an error; 2 for wrong arguments; 130 after Ctrl-C and 143 after SIGTERM.
 """
 
@@ -20,6 +23,7 @@ from contextlib import AbstractAsyncContextManager, ExitStack, asynccontextmanag
 from difflib import get_close_matches
 from functools import partial
 from getpass import getpass
+from io import TextIOWrapper
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -34,6 +38,7 @@ from . import (
     BookUpdate,
     Connected,
     Connection,
+    ConnectionFailed,
     Decoder,
     Disconnected,
     Fill,
@@ -61,6 +66,7 @@ from .exchange.demo import DEMO_API_KEY, DEMO_API_SECRET, open_demo_account
 from .protocol import PRIVATE_TABLES, PUBLIC_TABLES, check_topic
 from .terminal import AccountView, Terminal, View, table, tops
 from .timestamps import to_iso
+from .transport import TransportFactory, WebsocketTransport
 
 __all__ = ["app"]
 
@@ -97,6 +103,8 @@ def main(
     ] = False,
 ) -> None:
     """BitMEX's realtime feed: live, recorded or simulated."""
+    if isinstance(sys.stdout, TextIOWrapper):  # what its encoding does not have is no reason to fail
+        sys.stdout.reconfigure(errors="replace")
 
 
 @app.command()
@@ -118,9 +126,9 @@ def watch(
         str | None,
         typer.Option(
             metavar="KEY",
-            help="The API key of an account on the network, to see that, too  [default: $BITMEX_API_KEY]. Its secret "
-            "is taken from $BITMEX_API_SECRET, or asked for: there is no option for it, for everybody on this "
-            "computer can read a program's options.",
+            help="The API key of an account on the network, to see that, too  [default: $BITMEX_API_KEY, where no "
+            "topics are given, or private ones]. Its secret is taken from $BITMEX_API_SECRET, or asked for: there is "
+            "no option for it, for everybody on this computer can read a program's options.",
         ),
     ] = None,
     json: JSON = False,
@@ -133,31 +141,35 @@ def watch(
         raise _wrong("a recording is no network: give one of --network and --replay", "--network")
     if speed is not None and not replay:
         raise _wrong("only a recording has a speed: give --replay FILE too", "--speed")
-    if api_key is not None and not network:
-        which = "a recording" if replay else "the embedded exchange, which has an account of its own,"
-        raise _wrong(f"{which} takes no key: give --network too", "--api-key")
-    if network and not api_key:
-        api_key = os.environ.get("BITMEX_API_KEY")
-    embedded = not replay and not network
+    if api_key is not None:
+        if not network:
+            which = "a recording" if replay else "the embedded exchange, which has an account of its own,"
+            raise _wrong(f"{which} takes no key: give --network too", "--api-key")
+        api_key = api_key.strip()
+        if not api_key:
+            raise _wrong("it is empty: leave it out to see no account", "--api-key")
     terminal = None if json or sys.stdout is None or not sys.stdout.isatty() else Terminal()
-    wanted = _checked(topics or (() if replay else DEFAULT_TOPICS), private=not network or bool(api_key))
-    account = AccountView() if embedded or api_key else None
+    key = api_key or (os.environ.get("BITMEX_API_KEY", "").strip() if network else "")
+    wanted = _checked(topics or (() if replay else DEFAULT_TOPICS), private=not network or bool(key))
+    asked_for = bool(api_key or not topics or _tables_of(wanted) & PRIVATE_TABLES)
+    account = AccountView() if asked_for and not replay and (key or not network) else None
     subscribed = _with_account(wanted) if account else wanted
     source: Source | None = None
     try:
         if replay:
             source = Replay(*replay, speed=1.0 if speed is None and terminal else speed)
         elif network:
-            source = Connection(network, subscribe=subscribed)
+            source = _connection(network, subscribed)
     except ValueError as error:
         raise _wrong(str(error), "--speed" if replay else "--network") from None
-    if network and api_key:  # when all else is right: now the secret may be asked for
-        source = Connection(network, subscribe=subscribed, api_key=api_key, api_secret=_secret_of(api_key))
-    if embedded:
+    if network and account:  # when all else is right: now the secret may be asked for
+        source = _connection(network, subscribed, key, _secret_of(key))
+    opened: AbstractAsyncContextManager[Any] = nullcontext(source)
+    if source is None:
         for symbol in (topic.partition(":")[2] for topic in wanted):
             if symbol and symbol not in DEFAULT_SYMBOLS:
                 raise _wrong(f"the embedded exchange has no {symbol!r}: it lists {', '.join(DEFAULT_SYMBOLS)}", "TOPIC")
-    opened = _embedded(subscribed) if embedded else nullcontext(source)
+        opened = _embedded(subscribed, signed_in=account is not None)
     _run(partial(_watch, opened, wanted, account, terminal))
 
 
@@ -216,19 +228,38 @@ def _tables_of(topics: Iterable[str]) -> frozenset[str]:
     return frozenset(topic.partition(":")[0] for topic in topics)
 
 
+def _connection(
+    network: str, topics: tuple[str, ...], api_key: str | None = None, api_secret: str | None = None
+) -> Connection:
+    return Connection(
+        network, subscribe=topics, api_key=api_key, api_secret=api_secret, transport=_there_at_first()
+    )
+
+
+def _there_at_first() -> TransportFactory:
+    """Makes transports; until one of them has connected, whatever keeps them from it is final."""
+    connected = False
+
+    class ThereAtFirst(WebsocketTransport):
+        async def connect(self, nursery: trio.Nursery) -> None:
+            nonlocal connected
+            try:
+                await super().connect(nursery)
+            except ConnectionFailed as failed:
+                failed.final = failed.final or not connected
+                raise
+            connected = True
+
+    return ThereAtFirst
+
+
 def _secret_of(api_key: str) -> str:
     """The secret of a key, which is not shown: from the environment, or whoever sits at the terminal."""
-    secret = os.environ.get("BITMEX_API_SECRET")
+    secret = os.environ.get("BITMEX_API_SECRET", "").strip()
     if not secret:
         if sys.stdin is None or not sys.stdin.isatty():
             raise _wrong("its secret is missing: set BITMEX_API_SECRET (there is no terminal to ask on)", "--api-key")
-        try:
-            secret = getpass("API secret (is not shown): ")
-        except KeyboardInterrupt:
-            print(file=sys.stderr)
-            raise typer.Exit(128 + signal.SIGINT) from None
-        except EOFError:
-            secret = ""
+        secret = _asked_for("API secret (is not shown): ").strip()
         if not secret:
             raise _wrong("no secret was given", "--api-key")
     try:
@@ -236,6 +267,23 @@ def _secret_of(api_key: str) -> str:
     except ValueError as error:
         raise _wrong(str(error), "--api-key") from None
     return secret
+
+
+def _asked_for(prompt: str) -> str:
+    """What is typed at the terminal, unseen; "" for Ctrl-D. After a signal, too, the terminal shows what is typed."""
+
+    def exit(number: int, _: Any) -> None:
+        print(file=sys.stderr)
+        raise typer.Exit(128 + number)
+
+    before = {number: signal.signal(number, exit) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        return getpass(prompt)
+    except EOFError:
+        return ""
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 # --- running, and ending ---
@@ -343,6 +391,30 @@ class Shown(Operator):
         return () if hidden else (item,)
 
 
+class Interruption(msgspec.Struct, frozen=True):
+    """What lines of JSON tell of a connection: that it was ``disconnected``, or is ``connected`` again."""
+
+    action: str
+    received: int
+    code: int | None = None
+    reason: str = ""
+
+
+class Interruptions(Operator):
+    """Tells, ahead of each mark that says so, that the connection was lost, and that it stands again."""
+
+    lost = False
+
+    def process(self, item: Any) -> Iterable[Any]:
+        if type(item) is Disconnected:
+            self.lost = True
+            return Interruption("disconnected", item.received, item.code, item.reason), item
+        if type(item) is Connected and self.lost:
+            self.lost = False
+            return Interruption("connected", item.received), item
+        return (item,)
+
+
 async def _watch(
     opened: AbstractAsyncContextManager[Any],
     topics: tuple[str, ...],
@@ -353,51 +425,63 @@ async def _watch(
     hidden = frozenset(ACCOUNT_TABLES) - _tables_of(topics) if account else frozenset()
     narrow = TopicFilter(_with_account(topics) if account else topics)
     sections = account.sections if account else ()
-    async with (
-        opened as feed,
-        Pipeline.create(feed, decoder, narrow, tables, *sections, *books, Shown(hidden)) as pipeline,
-    ):
-        if terminal is None:
-            written = await _write_lines(pipeline.tap())
-            if not written and topics:
-                print(f"bitmex-streams: nothing came of {', '.join(topics)}", file=sys.stderr)
-        else:
-            source = feed.url if isinstance(feed, Connection) else getattr(feed, "source", "")
-            view = View(source, tables, books, account, hidden)
-            await _show(view, pipeline.tap(decoder, overflow="latest", key=type), terminal)
+    view: View | None = None
+    ended = False
+    try:
+        async with (
+            opened as feed,
+            Pipeline.create(
+                feed, decoder, narrow, Interruptions(), tables, *sections, *books, Shown(hidden)
+            ) as pipeline,
+        ):
+            if terminal is None:
+                written = await _write_lines(pipeline.tap())
+                if not written and topics:
+                    print(f"bitmex-streams: nothing came of {', '.join(topics)}", file=sys.stderr)
+            else:
+                view = View(feed, tables, books, account, hidden)
+                await _show(view, pipeline.tap(decoder, overflow="latest", key=type), terminal)
+        ended = True
+    except Exception:
+        ended = True
+        raise
+    finally:
+        if terminal is not None and view is not None:
+            if ended:
+                view.end()
+            if (last := view.draw(*terminal.size) if ended else view.drawn) and view.begun:
+                terminal.print(last)
 
 
 @asynccontextmanager
-async def _embedded(topics: tuple[str, ...]) -> AsyncIterator[Connection]:
+async def _embedded(topics: tuple[str, ...], signed_in: bool) -> AsyncIterator[Connection]:
     async with open_exchange(rate=60.0) as exchange:
         open_demo_account(exchange)
-        yield Connection(exchange.url, subscribe=topics, api_key=DEMO_API_KEY, api_secret=DEMO_API_SECRET)
+        key, secret = (DEMO_API_KEY, DEMO_API_SECRET) if signed_in else (None, None)
+        yield Connection(exchange.url, subscribe=topics, api_key=key, api_secret=secret)
 
 
 async def _show(view: View, news: Tap, terminal: Terminal) -> None:
-    """Redraw until the stream ends; the last view stays on the terminal."""
-    try:
-        with news, Live(console=terminal, screen=True, auto_refresh=False) as live:
-            while view.take(news):
-                # In a thread: a terminal that is slow, or held by Ctrl-S, must not hold up the stream.
-                await trio.to_thread.run_sync(partial(live.update, view.draw(*terminal.size), refresh=True))
-                await trio.sleep(REFRESH_SECONDS)
-    finally:
-        terminal.print(view.draw(*terminal.size))
+    """Redraw until the stream ends."""
+    with news, Live(console=terminal, screen=True, auto_refresh=False) as live:
+        while view.take(news):
+            # In a thread: a terminal that is slow, or held by Ctrl-S, must not hold up the stream.
+            await trio.to_thread.run_sync(partial(live.update, view.draw(*terminal.size), refresh=True))
+            await trio.sleep(REFRESH_SECONDS)
 
 
 async def _write_lines(items: Tap) -> bool:
-    """One JSON object a line for each item; all that waits goes in one write. Returns whether there was any."""
+    """One JSON object a line for each item; all that waits goes in one write. Returns whether any was of a table."""
     written = False
     async for item in items:
-        lines = [_line(item)]
+        waiting = [item]
         try:
-            while len(lines) < 1000:
-                lines.append(_line(items.receive_nowait()))
+            while len(waiting) < 1000:
+                waiting.append(items.receive_nowait())
         except (trio.WouldBlock, trio.EndOfChannel):
             pass
-        await trio.to_thread.run_sync(_write, b"".join(lines), **ABANDON)
-        written = True
+        await trio.to_thread.run_sync(_write, b"".join(map(_line, waiting)), **ABANDON)
+        written = written or any(type(item) is not Interruption for item in waiting)
     return written
 
 
@@ -411,6 +495,10 @@ def _line(item: Any) -> bytes:
     if table is not None:
         values = {name: getattr(item, name) for name in item.__struct_fields__ if name not in ("row", "source")}
         return msgspec.json.encode({"table": table, **values}) + b"\n"
+    if isinstance(item, Interruption):
+        line = {"table": None, "action": item.action, "rows": (), "received": item.received}
+        how = {} if item.code is None else {"code": item.code, "reason": item.reason}
+        return msgspec.json.encode(line | how) + b"\n"
     fields = ["table", "action", "rows", "received"]
     if isinstance(item, BookUpdate):
         fields = ["table", "symbol", "best_bid", "best_ask", "stale", "timestamp", "received"]
@@ -543,4 +631,4 @@ def _print_json(summary: Summary, tables: TableApplier, books: list[OrderBook]) 
             for book in books
         ],
     }  # fmt: skip
-    print(msgspec.json.encode(report).decode())
+    _write(msgspec.json.encode(report) + b"\n")

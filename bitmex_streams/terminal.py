@@ -6,11 +6,14 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Collection, Iterable, Sequence
+from functools import partial
+from heapq import nlargest
 from itertools import islice
 from typing import Any, NamedTuple
 
 import trio
 from rich import box
+from rich.cells import cell_len
 from rich.columns import Columns
 from rich.console import Console, Group
 from rich.table import Table
@@ -29,6 +32,7 @@ from .messages import (
     StateLost,
 )
 from .orderbook import OrderBook
+from .sections.connection import Connection
 from .sections.fills import Fills
 from .sections.margin import Margin
 from .sections.orderbook import OrderBookMerger
@@ -46,16 +50,27 @@ ACCOUNT_WIDTH = 38
 ACCOUNT_LINES = 8  # at least: a head and a row of each of its tables
 TOPS_WIDTH = 96
 MAX_DEPTH = 15
+LONG_TEXT, SHORT_TEXT = 40, 14  # columns: a text that may be cut, and to how few
+SLOW = 1.0  # s that a message waits before its lag is worth a warning
 COLUMNS: dict[str, tuple[str, ...]] = {  # of tables with more than fit
     "trade": ("timestamp", "symbol", "side", "size", "price", "tickDirection"),
     "instrument": ("symbol", "state", "bidPrice", "askPrice", "lastPrice", "markPrice", "volume24h", "openInterest"),
-    "order": ("timestamp", "symbol", "side", "orderQty", "price", "leavesQty", "ordStatus"),
-    "execution": ("timestamp", "symbol", "execType", "side", "lastQty", "lastPx", "ordStatus"),
+    "order": ("ordStatus", "symbol", "side", "price", "orderQty", "leavesQty", "timestamp", "clOrdID"),
+    "execution": ("execType", "symbol", "side", "lastQty", "lastPx", "ordStatus", "timestamp", "clOrdID"),
     "position": ("symbol", "currentQty", "avgEntryPrice", "markPrice", "unrealisedPnl", "realisedPnl", "currency"),
     "margin": ("currency", "walletBalance", "marginBalance", "availableMargin", "initMargin", "maintMargin"),
     "wallet": ("currency", "amount", "deposited", "withdrawn", "timestamp"),
     "transact": ("transactTime", "transactType", "currency", "amount", "transactStatus"),
 }
+TIMES = {"order": "timestamp", "execution": "timestamp", "transact": "transactTime"}
+"""Of tables that are not in the order of their time: by what their newest rows are found."""
+AMOUNTS = {
+    "position": {"unrealisedPnl", "realisedPnl"},
+    "margin": {"walletBalance", "marginBalance", "availableMargin", "initMargin", "maintMargin"},
+    "wallet": {"amount", "deposited", "withdrawn"},
+    "transact": {"amount"},
+}
+"""Columns in the smallest unit of their row's currency."""
 COLORS = {"Buy": "green", "Sell": "red"}
 UNITS = {"XBt": ("XBT", 8), "USDt": ("USDT", 6)}
 """The currencies that amounts are shown in, and how many decimals their smallest unit is."""
@@ -76,25 +91,28 @@ class Terminal(Console):
 class View:
     """Read from the live books and tables whenever it is drawn, however much came in between.
 
-    ``source``: what is shown, in words. ``tables``, ``books``, ``account``: the sections of a running pipeline that
-    keep them; of the tables, those that are ``hidden`` are not shown.
+    ``feed``, ``tables``, ``books``, ``account``: the source of a running pipeline, and the sections that keep what is
+    shown; of the tables, those that are ``hidden`` are not. ``drawn``: what was drawn last.
     """
 
     def __init__(
         self,
-        source: str,
+        feed: Any,
         tables: TableApplier,
         books: Sequence[OrderBookMerger],
         account: AccountView | None = None,
         hidden: Collection[str] = (),
     ) -> None:
-        self._source = source
+        self._connection = feed if isinstance(feed, Connection) else None
+        self._source = getattr(feed, "source", "")
         self._tables = tables
         self._books = books
         self._account = account
         self._hidden = {*BOOK_TABLES, *hidden}
         self._state = "waiting for"
+        self._style = "bold yellow"
         self._trouble = ""
+        self.drawn: Group | None = None
         self._received = 0
         self._taken = 0
         self._counts: deque[tuple[float, int]] = deque(maxlen=20)  # (time, messages so far)
@@ -108,28 +126,47 @@ class View:
                 self._received = max(self._received, item.received)
                 match item:
                     case Connected():
-                        self._state = "connected to"
+                        self._state, self._style, self._trouble = "connected to", "bold green", ""
                     case Disconnected():
-                        self._state = f"disconnected ({item.code}) from"
-                    case StateLost():
+                        again = ", connecting again:" if self._connection else f" ({item.code}) from"
+                        self._state, self._style = f"disconnected{again}", "bold red"
+                    case StateLost() if item.topic is not None:  # it was given up; the others are stale, or fresh again
                         self._trouble = item.reason
                     case ErrorMessage():
                         self._trouble = item.error
         except trio.EndOfChannel:
             return False
         except trio.WouldBlock:  # what the tap conflated away was a message too
-            self._counts.append((trio.current_time(), self._taken + news.dropped))
+            count = self._connection.stats.messages if self._connection else self._taken + news.dropped
+            self._counts.append((trio.current_time(), count))
             return True
+
+    def end(self) -> None:
+        """The stream has ended, of itself or by an error."""
+        self._counts.clear()
+        if self._connection:
+            self._state, self._style = "disconnected from", "bold yellow"
+        else:
+            self._state, self._style = "the end of", "bold"
+
+    @property
+    def begun(self) -> bool:
+        """Whether there was anything to show yet."""
+        return bool(self._received or (self._connection and self._connection.stats.connections))
 
     def draw(self, width: int, height: int) -> Group:
         """All of it, for a terminal of so many columns and lines."""
+        self.drawn = Group(*self._parts(width, height))
+        return self.drawn
+
+    def _parts(self, width: int, height: int) -> list[Any]:
         storage = self._tables.storage
         books = [book for merger in self._books for book in merger.books.values()]
         others = [name for name in storage.tables if name not in self._hidden]
         watched = {book.symbol for book in books}
-        parts: list[Any] = [self._status()]
+        parts: list[Any] = self._status()
         drawn: dict[str, list[Any]] = {}
-        lines = height - 2  # the status may take two; each table: a blank line, title, head, rule, and its rows
+        lines = height - len(parts)  # each table takes a blank line, title, head, rule, and its rows
         ladders = len(books) * LADDER_WIDTH if len(books) * LADDER_WIDTH <= width + 1 else 0
         beside = self._account if ladders and width - ladders >= ACCOUNT_WIDTH else None
         below = self._account if beside is None else None
@@ -154,30 +191,49 @@ class View:
         # The shortest first: what an empty or short table leaves of its share, the others have.
         for index, name in enumerate(sorted(others, key=lambda name: len(storage.data[name]))):
             rows, left = storage.data[name], len(others) - index
-            keys = reversed(rows) if "timestamp" in storage.keys[name] else iter(rows)
+            timed = "timestamp" in storage.keys[name]
             share = max(1, lines // left - 4)
-            if hidden := 0 if "timestamp" in storage.keys[name] else max(0, len(rows) - share):
+            if hidden := 0 if timed else max(0, len(rows) - share):
                 share, hidden = max(1, share - 1), len(rows) - max(1, share - 1)
-            shown = [rows[key] for key in islice(keys, share)]
+            if timed:
+                shown = [rows[key] for key in islice(reversed(rows), share)]
+            elif time := TIMES.get(name):
+                shown = nlargest(share, rows.values(), key=partial(text_in, column=time))
+            else:
+                shown = list(islice(rows.values(), share))
             drawn[name] = [latest(name, shown, width), *([Text(f"... {hidden:,} more", "dim")] if hidden else [])]
             lines -= len(shown) + 4 if shown else 2
         for name in others:
             parts += "", *drawn[name]
         if below:
             parts += "", *below.draw(width, below_lines, watched)
-        return Group(*parts)
+        return parts
 
-    def _status(self) -> Text:
-        style = "bold green" if self._state == "connected to" else "bold yellow"
-        text = Text.assemble((self._state, style), f" {self._source}", no_wrap=True, overflow="ellipsis")
+    def _status(self) -> list[Any]:
+        """The lines on top: what is watched, how it does, and what is wrong with it."""
+        first = Text.assemble((self._state, self._style), f" {self._source}")
         if self._received:
-            text.append(f"   {to_iso(self._received)}")
+            first.append(f"   {to_iso(self._received)}")
+        lines = [first]
+        health: list[str | tuple[str, str]] = []
         if len(self._counts) > 1:
             (since, before), (now, count) = self._counts[0], self._counts[-1]
-            text.append(f"   {(count - before) / (now - since):,.0f} messages/s")
+            health.append(f"{(count - before) / (now - since):,.0f} messages/s")
+        if self._connection:
+            stats = self._connection.stats
+            slow = "red" if stats.lag >= SLOW else ""
+            health.append((f"lag {stats.lag * 1000:,.0f} ms" if stats.lag < 1 else f"lag {stats.lag:,.1f} s", slow))
+            health.append((f"waiting {stats.waiting:,}", slow))
+            health += f"reconnects {stats.reconnects:,}", f"resyncs {stats.resyncs:,}"
+        if health:
+            lines.append(Text("   ").join(Text.assemble(part) for part in health))
         stale = self._tables.stale
-        trouble = f"stale: {', '.join(stale)} ({next(iter(stale.values()))})" if stale else self._trouble
-        return text.append(f"\n{trouble}", "red") if trouble else text
+        why = next(iter(stale.values()), "").removeprefix(f"{self._source} ")
+        if trouble := f"stale: {', '.join(stale)} ({why})" if stale else self._trouble:
+            lines.append(Text(trouble, "red"))
+        for line in lines:
+            line.no_wrap, line.overflow = True, "ellipsis"
+        return [*lines]
 
 
 class Column(NamedTuple):
@@ -215,7 +271,7 @@ class AccountView:
     def draw(self, width: int, height: int, watched: Collection[str]) -> list[Any]:
         """Compact tables, of so many columns and lines together; the symbols that are ``watched`` come first.
 
-        A title tells where some rows have no room.
+        A title tells where some rows have no room; what cannot be trusted is told above them.
         """
         positions = sorted(self.positions.values(), key=lambda item: (item.symbol not in watched, item.size == 0))
         orders = list(self.orders.open.values())
@@ -226,22 +282,23 @@ class AccountView:
             "orders": (self.orders, orders),
             "fills": (self.fills, list(islice(reversed(self.fills.recent), height))),
         }
+        stale = [name for name, (section, items) in shown.items() if section.stale and items]
+        drawn: list[Any] = []
+        if stale:
+            drawn.append(Text(f"STALE {', '.join(stale)}", "yellow"))
+        if self.fills.incomplete:
+            drawn.append(Text("some fills may be missing", "yellow"))
         gap = height >= 2 * ACCOUNT_LINES
-        lines = height - len(shown) - (len(shown) - 1) * gap
+        lines = height - len(drawn) - len(shown) - (len(shown) - 1) * gap
         shares: dict[str, int] = {}
         for index, name in enumerate(sorted(shown, key=lambda name: len(shown[name][1]))):  # as for the other tables
-            shares[name] = min(len(shown[name][1]), max(1, lines // (len(shown) - index)))
+            shares[name] = min(len(shown[name][1]), max(0, lines // (len(shown) - index)))
             lines -= shares[name]
-        drawn: list[Any] = []
-        for name, (section, items) in shown.items():
-            title = Text(name if items else f"{name}: none", "bold")
+        for index, (name, (section, items)) in enumerate(shown.items()):
+            title = Text(name if items else f"{name}: {'not known' if section.stale else 'none'}", "bold")
             if len(items) > shares[name] and name != "fills":
                 title.append(f" {shares[name]}/{len(items)}")
-            if section is self.fills and self.fills.incomplete:
-                title.append(" (some may be missing)", "yellow")
-            if section.stale:
-                title.append(" STALE", "yellow")
-            drawn += [""] * (gap and bool(drawn)) + compact(
+            drawn += [""] * (gap and index > 0) + compact(
                 title, ACCOUNT_COLUMNS[name], items[: shares[name]], width
             )
         return drawn
@@ -386,16 +443,47 @@ def latest(name: str, rows: Sequence[Row], width: int) -> Table | Text:
     """Rows of a table, and of their columns those that fit."""
     if not rows:
         return Text(f"{name}: no rows", "bold")
-    plain = (column for column, value in rows[0].items() if isinstance(value, str | int | float))
-    columns = (COLUMNS.get(name) or tuple(plain))[: max(1, width // 14)]
-    numeric = {column for row in rows for column in columns if isinstance(row.get(column), int | float)}
-    made = table(name, *columns, right=numeric)
-    prices = [column for column in columns if column.lower().endswith("price")]
-    places = {column: max(decimals(row.get(column)) for row in rows) for column in prices}
-    for row in rows:
-        cells = (number(row.get(column), places.get(column, 0)) for column in columns)
-        made.add_row(*map(Text, cells), style=COLORS.get(row.get("side", "")))
+    plain = [column for column, value in rows[0].items() if isinstance(value, str | int | float)]
+    shown: dict[str, list[str]] = {}
+    room, cut = width + 1, 0
+    for column in COLUMNS.get(name) or plain:
+        cells = cells_of(name, column, rows)
+        wide = max(map(cell_len, (column, *cells))) + 3  # with what is between columns
+        if not shown or wide <= room:
+            shown[column] = cells
+            room -= wide
+        elif wide >= LONG_TEXT and room >= SHORT_TEXT:
+            shown[column] = cells
+            cut = room - 3
+            break
+    numeric = {column for row in rows for column in shown if isinstance(row.get(column), int | float)}
+    made = table(name, *shown, right=numeric)
+    if cut:
+        made.columns[-1].max_width = cut
+    for index, row in enumerate(rows):
+        made.add_row(*(Text(cells[index]) for cells in shown.values()), style=COLORS.get(row.get("side", "")))
     return made
+
+
+def cells_of(name: str, column: str, rows: Sequence[Row]) -> list[str]:
+    """A column of a table, as it is shown: amounts in the unit that people count in, prices below each other."""
+    if column in AMOUNTS.get(name, ()):
+        return [amount_in(row, column) for row in rows]
+    if column == "currency" and name in AMOUNTS:
+        names = [text_in(row, column) for row in rows]
+        return [UNITS.get(name, (name, 0))[0] for name in names]
+    values = [row.get(column) for row in rows]
+    places = max(map(decimals, values)) if column.lower().endswith("price") else 0
+    return [number(value, places) for value in values]
+
+
+def text_in(row: Row, column: str) -> str:
+    return str(row.get(column) or "")
+
+
+def amount_in(row: Row, column: str) -> str:
+    value, currency = row.get(column), text_in(row, "currency")
+    return amount(value, currency) if type(value) is int and currency in UNITS else number(value)
 
 
 def decimals(value: Any) -> int:

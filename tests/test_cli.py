@@ -63,6 +63,7 @@ class Terminal:
 
     def __init__(self, *arguments, columns=100, lines=40, env=None):
         self.master, slave = pty.openpty()
+        self.name = os.ttyname(slave)
         fcntl.ioctl(slave, termios.TIOCSWINSZ, struct.pack("HHHH", lines, columns, 0, 0))
         self.process = subprocess.Popen(
             [*COMMAND, *map(str, arguments)], cwd=ROOT, stdin=slave, stdout=slave, stderr=slave, start_new_session=True,
@@ -299,6 +300,7 @@ def test_watch_marks_what_is_stale_after_a_disconnect(tmp_path):
     path = tmp_path / "lost.ndjson"
     path.write_bytes(made.bytes() + b"\n")
     lines = [json.loads(line) for line in run("watch", "--replay", path)[0].splitlines()]
+    assert [line["action"] for line in lines if line["table"] is None] == ["disconnected"]
     assert {line["symbol"] for line in lines if line.get("stale")} == {"XBTUSD", "ETHUSD"}
     assert {line["table"] for line in lines if line.get("action") == "stale"} == {"trade", "instrument"}
 
@@ -369,21 +371,73 @@ def test_a_pipe_that_closes_ends_a_replay_without_a_word(recording):
 # --- exchange, and watch over a network ---
 
 
-def test_watch_follows_an_exchange_in_another_process_and_tells_when_that_is_closed():
-    with running("exchange", "--symbols", "ETHUSD,SOLUSDT", "--seed", "night", "--rate", "100") as exchange:
-        url = exchange.stdout.readline().strip()
+@contextlib.contextmanager
+def going_away(*options):
+    """An exchange that can be stopped, and started again at the same port: ``(url, stop, start)``."""
+    with contextlib.ExitStack() as stack:
+        exchanges = [stack.enter_context(running("exchange", *options))]
+        url = exchanges[0].stdout.readline().strip()
+        port = url.rpartition(":")[2].partition("/")[0]
+
+        def stop():
+            exchanges[-1].send_signal(signal.SIGINT)
+            assert exchanges[-1].wait(PATIENCE) == 130
+
+        def start():
+            exchanges.append(stack.enter_context(running("exchange", "--port", port, *options)))
+            assert exchanges[-1].stdout.readline().strip() == url
+
+        yield url, stop, start
+
+
+def test_watch_waits_for_an_exchange_that_goes_away_and_tells_in_between_what_is_stale():
+    with going_away("--symbols", "ETHUSD,SOLUSDT", "--seed", "night", "--rate", "100") as (url, stop, start):
         assert re.fullmatch(r"ws://127\.0\.0\.1:\d+/realtime", url)
         with running("watch", "--network", url, "orderBookL2_25", "trade:ETHUSD") as watching:
-            lines = [json.loads(watching.stdout.readline()) for _ in range(20)]
+            lines = read_lines(watching, lambda lines: len(lines) >= 20)
             seen = {(line["table"], line.get("symbol")) for line in lines}
-            assert seen >= {("orderBookL2_25", "ETHUSD"), ("orderBookL2_25", "SOLUSDT"), ("trade", None)}
-            exchange.send_signal(signal.SIGINT)
-            assert exchange.wait(PATIENCE) == 130
-            out, err = watching.communicate(timeout=PATIENCE)
-            assert watching.returncode == 1
-            ends = [json.loads(line) for line in out.splitlines()[-3:]]
-            assert [line.get("stale", line.get("action")) for line in ends] == [True, True, "stale"]
-            assert err.startswith("bitmex-streams: ") and url in err and "1001" in err and err.count("\n") == 1
+            assert seen == {("orderBookL2_25", "ETHUSD"), ("orderBookL2_25", "SOLUSDT"), ("trade", None)}
+            stop()
+            lines = read_lines(watching, lambda lines: stale(lines) == 3)
+            assert all(stale([line]) for line in lines[-3:])
+            assert (lines[-4]["table"], lines[-4]["action"], lines[-4]["code"]) == (None, "disconnected", 1001)
+            start()
+            lines = read_lines(watching, lambda lines: len([line for line in lines if "symbol" in line]) >= 10)
+            assert (lines[0]["table"], lines[0]["action"]) == (None, "connected")
+            assert next(line["action"] for line in lines if line["table"] == "trade") == "partial"
+            assert not any(line["stale"] for line in lines if "symbol" in line)
+            watching.send_signal(signal.SIGTERM)
+            assert watching.wait(PATIENCE) == 143
+
+
+def stale(lines):
+    return sum(bool(line.get("stale")) or line.get("action") == "stale" for line in lines)
+
+
+def test_watch_on_a_terminal_says_that_it_connects_again_and_goes_on_when_it_has():
+    with going_away("--rate", "100") as (url, stop, start), Terminal("watch", "--network", url) as terminal:
+        assert terminal.read_until(lambda shown: f"connected to {url}" in shown and "reconnects 0" in shown)
+        assert re.search(r"\d messages/s +lag \d+ ms +waiting \d+ +reconnects 0 +resyncs 0", terminal.shown)
+        stop()
+        assert terminal.read_until(lambda shown: f"disconnected, connecting again: {url}" in shown)
+        assert terminal.read_until(lambda shown: "XBTUSD  mid" in shown.rpartition("connecting again")[2])
+        lost = terminal.shown.rpartition("connecting again")[2]
+        assert "STALE" in lost and "stale: orderBookL2:XBTUSD, trade:XBTUSD (" in lost
+        start()
+        assert terminal.read_until(lambda shown: "reconnects 1" in shown and "spread" in last_of(shown, "reconnects 1"))
+        os.write(terminal.master, b"\x03")
+        assert terminal.end() == 130
+    assert "STALE" not in last_view(terminal) and "stale" not in last_view(terminal)
+    assert f"connected to {url}" in last_view(terminal)
+
+
+def last_of(shown, words):
+    return shown.rpartition(words)[2]
+
+
+def last_view(terminal):
+    """What stays when the view is closed; "" where nothing does."""
+    return terminal.shown.rpartition("\x1b[?1049l")[2]
 
 
 def test_what_the_exchange_refuses_is_told_in_its_words():
@@ -422,9 +476,11 @@ def test_a_port_in_use_is_told():
         assert err == f"bitmex-streams: cannot listen on 127.0.0.1, port {port}: Address already in use\n"
 
 
-def test_a_refused_connection_is_told():
+def test_a_refused_connection_is_told_at_once():
+    since = time.monotonic()
     _, err = run("watch", "--network", "ws://127.0.0.1:1/realtime", code=1)
     assert err.startswith("bitmex-streams: ") and "ws://127.0.0.1:1/realtime" in err and "refused" in err
+    assert time.monotonic() - since < 5
 
 
 # --- an account ---
@@ -470,19 +526,21 @@ def test_watch_shows_the_demo_account_of_the_embedded_exchange_without_being_ask
 
 def test_watch_with_a_key_shows_the_account_as_its_fills_make_it_and_then_stale():
     with an_exchange("--symbols", "XBTUSD", "--rate", "200", "--speed", "4") as (exchange, url):
-        with running("watch", "--network", url, "trade:XBTUSD", env=DEMO) as watching:
+        key, secret = DEMO["BITMEX_API_KEY"], {"BITMEX_API_SECRET": f" {DEMO_API_SECRET}\n"}
+        with running("watch", "--network", url, "trade:XBTUSD", "--api-key", key, env=secret) as watching:
             lines = read_lines(watching, lambda lines: len(of("execution", lines)) >= 20)
             lines += read_lines(watching, lambda lines: len(of("position", lines)) >= 1)
             signed = [fill["size"] * (1 if fill["side"] == "Buy" else -1) for fill in of("execution", lines)]
             sizes = [position["size"] for position in of("position", lines)]
             assert sizes[-1] - sizes[0] == sum(signed) and any(signed)
             exchange.send_signal(signal.SIGINT)
-            out, err = watching.communicate(timeout=PATIENCE)
-            assert watching.returncode == 1 and url in err
-    ends = [json.loads(line) for line in out.splitlines()]
-    assert all(of(table, ends)[-1]["stale"] for table in ("position", "margin"))
-    assert "stream ended" in of("execution", ends)[-1]["reason"]  # from here on, fills may be missing
-    assert {line["table"] for line in ends if line.get("action") == "stale"} == {*ACCOUNT, "trade"}
+            lost = {*ACCOUNT, "trade"}  # and of what the account has: the last that is known
+            last = {"position", "margin"}
+            read_lines(
+                watching,
+                lambda lines: lost == {line["table"] for line in lines if line.get("action") == "stale"}
+                and last <= {line["table"] for line in lines if line.get("stale")},
+            )
 
 
 def test_the_exchange_tells_how_to_see_its_demo_account():
@@ -511,6 +569,25 @@ def test_private_topics_that_are_named_are_shown_as_other_tables_are_and_narrow_
     assert wallet["action"] == "partial" and {row["currency"] for row in wallet["rows"]} == {"XBt", "USDt"}
 
 
+@pytest.mark.parametrize("env", [{}, DEMO, {"BITMEX_API_KEY": "of-no-account"}], ids=["no key", "a key", "half a key"])
+def test_who_names_public_topics_sees_these_alone_whatever_keys_are_in_the_environment(env):
+    with an_exchange("--rate", "100") as (_, url):
+        for where in ([], ["--network", url]):
+            with running("watch", *where, "trade", env=env) as watching:
+                lines = read_lines(watching, lambda lines: len(lines) >= 10)
+            assert {line["table"] for line in lines} == {"trade"}
+        with Terminal("watch", "--network", url, "trade", env=env) as terminal:
+            assert terminal.read_until(lambda shown: "MinusTick" in shown)
+            assert "positions" not in terminal.shown
+
+
+def test_a_private_topic_signs_in_with_the_key_of_the_environment():
+    with an_exchange("--rate", "0") as (_, url), running("watch", "--network", url, "wallet", env=DEMO) as watching:
+        lines = read_lines(watching, lambda lines: {"wallet", "margin"} <= {line["table"] for line in lines})
+    [wallet] = [line for line in lines if line["table"] == "wallet"]
+    assert {row["currency"] for row in wallet["rows"]} == {"XBt", "USDt"}
+
+
 def test_a_recording_is_watched_whatever_keys_are_in_the_environment(recording):
     assert run("watch", "--replay", recording, env={"BITMEX_API_KEY": "k"}) == run("watch", "--replay", recording)
 
@@ -528,6 +605,14 @@ def test_a_key_that_is_refused_is_told_in_the_words_of_the_exchange_without_the_
     assert out == ""
     assert err.startswith("bitmex-streams: ") and url in err and words in err and err.count("\n") == 1
     assert secret not in err
+
+
+def test_of_a_key_that_is_refused_a_terminal_shows_the_error_alone():
+    env = {"BITMEX_API_KEY": "no-such-key", "BITMEX_API_SECRET": DEMO_API_SECRET}
+    with an_exchange("--rate", "0") as (_, url), Terminal("watch", "--network", url, env=env) as terminal:
+        assert terminal.end() == 1
+    last = last_view(terminal)
+    assert re.fullmatch(r"(\x1b\S*|\s)*bitmex-streams: .*Invalid API Key.*\s*", last), last
 
 
 def test_no_secret_is_in_any_output():
@@ -553,6 +638,20 @@ def test_a_secret_is_asked_for_on_a_terminal_and_not_shown():
             os.write(terminal.master, b"\x03")
             assert terminal.end() == 130
         assert DEMO_API_SECRET not in terminal.raw
+
+
+def test_sigterm_at_the_prompt_leaves_a_terminal_that_shows_what_is_typed():
+    def echoes():
+        return bool(termios.tcgetattr(terminal.master)[3] & termios.ECHO)
+
+    with Terminal("watch", "--network", "ws://127.0.0.1:1/realtime", "--api-key", "k") as terminal:
+        side = os.open(terminal.name, os.O_RDWR | os.O_NOCTTY)  # or its settings would be gone with the command
+        assert terminal.read_until(lambda shown: "API secret" in shown)
+        assert not echoes()
+        terminal.process.terminate()
+        assert terminal.process.wait(PATIENCE) == 143
+        assert echoes()
+        os.close(side)
 
 
 @pytest.mark.parametrize(
@@ -582,6 +681,7 @@ def test_whoever_gives_no_secret_is_let_go(typed, code, words):
         (["watch", "--api-key", "k"], "the embedded exchange, which has an account of its own, takes no key"),
         (["watch", "--api-key", "k", "--replay", "x"], "a recording takes no key"),
         (["watch", "--api-key", "k", "--network", "moonnet"], "'moonnet' is no network"),
+        (["watch", "--api-key", " ", "--network", "testnet"], "it is empty: leave it out to see no account"),
         (["watch", "--api-key", "k", "--network", "testnet"], "its secret is missing: set BITMEX_API_SECRET"),
         (["watch", "--network", "moonnet"], "'moonnet' is no network: say 'mainnet' or 'testnet'"),
         (["watch", "--network", "https://example.com"], "'https://example.com' is not a websocket URL"),
@@ -633,7 +733,8 @@ def test_watch_on_a_terminal_shows_a_ladder_that_moves_and_leaves_the_terminal_a
     assert "Traceback" not in shown and "^C" in shown
     assert shown.rindex("\x1b[?1049l") > shown.rindex("\x1b[?1049h")  # the alternate screen was left
     assert shown.rindex("\x1b[?25h") > shown.rindex("\x1b[?25l")  # the cursor is back
-    assert len(mids(shown[shown.rindex("\x1b[?1049l"):])) == 1  # the last view stays
+    assert len(mids(last_view(terminal))) == 1  # the last view stays, as it was
+    assert "STALE" not in last_view(terminal) and "connected to ws://" in last_view(terminal)
 
 
 def test_watch_on_a_terminal_paces_a_recording_and_ends_with_it(recorded, recording):
@@ -674,14 +775,48 @@ def test_watch_on_a_terminal_shows_the_account_beside_the_book(columns, lines):
     assert account.count("\n") <= lines - 4
 
 
-def test_watch_on_a_terminal_shows_what_is_stale_of_an_account():
+def test_what_is_stale_of_an_account_is_told_and_the_columns_keep_their_names():
     with an_exchange("--rate", "100") as (exchange, url):
-        with Terminal("watch", "--network", url, env=DEMO) as terminal:
-            assert terminal.read_until(lambda shown: "positions" in shown and "-bid" in shown and "fee" in shown)
+        with Terminal("watch", "--network", url, env=DEMO, columns=80, lines=24) as terminal:
+            assert terminal.read_until(lambda shown: "positions" in shown and "fills" in shown and " bids " in shown)
             exchange.send_signal(signal.SIGINT)
-            assert terminal.end() == 1
-    last = terminal.shown[terminal.shown.rindex("\x1b[?1049l"):]
-    assert all(re.search(rf"{name}[ \d/]* STALE", last) for name in ("positions", "margin", "orders", "fills"))
+            stale = "STALE positions, margin, orders, fills"
+            assert terminal.read_until(lambda shown: stale in shown)
+            terminal.process.terminate()
+            assert terminal.end() == 143
+    assert stale in last_view(terminal) and "disconnected, connecting again" in last_view(terminal)
+    for heads in (r"positions( \d/4)? +size +P&L", r"margin( 1/2)? +wallet ", r"orders \S+ +side +price"):
+        assert re.search(heads, last_view(terminal)), heads
+
+
+def test_private_tables_that_are_named_can_be_read_at_80_columns():
+    with Terminal("watch", "order:XBTUSD", "wallet", "margin", columns=80, lines=40) as terminal:
+        rows = [
+            r"New +XBTUSD +(Buy|Sell) +[\d,.]+ +500 +\d+ ",  # with what is left of it
+            r"XBT +\d+\.\d{8} +\d+\.\d{8} ",  # a wallet
+            r"USDT +[\d,]+\.\d{6} +[\d,]+\.\d{6} ",
+        ]
+        assert terminal.read_until(lambda shown: all(re.search(row, shown) for row in rows))
+        closed = r"(Canceled|Filled) +XBTUSD +(Buy|Sell) +[\d,.]+ +500 +0 "
+        assert terminal.read_until(lambda shown: re.search(closed, shown))
+        os.write(terminal.master, b"\x03")
+        assert terminal.end() == 130
+    assert "…" not in last_view(terminal).partition("messages/s")[2]
+
+
+@pytest.mark.parametrize("encoding", ["latin-1", "ascii"])
+def test_an_encoding_without_a_character_is_no_reason_to_fail(encoding, recording, tmp_path):
+    row = {"channelID": 1, "date": "2026-01-01T00:00:00.000Z", "id": 1, "user": "ツ", "message": "日本語 é"}
+    text = json.dumps({"table": "chat", "action": "partial", "keys": ["id"], "data": [row]}, ensure_ascii=False)
+    path = tmp_path / "chat.ndjson"
+    path.write_text(_archived(START, text), encoding="utf-8")
+    env = {"PYTHONIOENCODING": encoding}
+    with Terminal("watch", "--replay", path, env=env) as terminal:
+        assert terminal.end() == 0
+    assert "Traceback" not in terminal.shown and "chat" in last_view(terminal) and "?" in last_view(terminal)
+    out, err = run("watch", "--replay", path, env=env)  # JSON is UTF-8, whatever the terminal is
+    assert err == "" and json.loads(out)["rows"] == [row]
+    assert run("replay", "--json", recording, env=env) == run("replay", "--json", recording)
 
 
 def test_watch_without_a_book_shows_the_newest_rows():

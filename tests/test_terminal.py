@@ -8,7 +8,7 @@ from rich.console import Console
 from bitmex_streams import Disconnected, TableApplier, TableMessage
 from bitmex_streams.exchange import Simulation
 from bitmex_streams.exchange.demo import open_demo_account
-from bitmex_streams.terminal import AccountView
+from bitmex_streams.terminal import AccountView, View
 
 START = 1_767_225_600_000_000_000  # 2026-01-01T00:00Z
 SYMBOLS = ("XBTUSD", "ETHUSD", "XBTUSDT", "SOLUSDT")
@@ -104,17 +104,24 @@ def test_what_a_narrow_place_has_no_room_for_is_left_out_by_its_rank():
 
 def test_an_account_without_anything_says_so():
     made, names = Followed(), ("positions", "margin", "orders", "fills")
-    assert list(filter(None, made.draw())) == [f"{name}: none STALE" for name in names]  # before it is known
+    assert list(filter(None, made.draw())) == [f"{name}: not known" for name in names]
     for table in KEYS:
         made.load(table, [])
     assert list(filter(None, made.draw())) == [f"{name}: none" for name in names]
 
 
-def test_a_lost_connection_makes_all_of_it_stale():
+def test_a_lost_connection_makes_all_of_it_stale_which_is_told_above_it_where_all_heads_stay():
     made = followed(an_account())
-    assert not any("STALE" in line for line in made.draw())
+    before = made.draw(38, 14)
+    assert not any("STALE" in line for line in before)
     made.take(Disconnected(START, "x"))
-    assert sum("STALE" in line for line in made.draw()) == 4
+    after = made.draw(38, 14)
+    assert after[0] == "STALE positions, margin, orders, fills" and len(after) <= 14
+    heads = [line.split()[1:] for line in before if line.startswith(("positions", "margin", "fills"))]
+    assert heads == [line.split()[1:] for line in after if line.startswith(("positions", "margin", "fills"))]
+    assert all(heads)
+    for height in range(8, 14):
+        assert len(made.draw(38, height)) <= height
 
 
 def test_fills_that_may_have_been_missed_are_told():
@@ -123,5 +130,28 @@ def test_fills_that_may_have_been_missed_are_told():
     assert not any("missing" in line for line in made.draw())
     made.take(Disconnected(START, "x"))
     made.load("execution", an_account(200).executions[-100:])  # none of which was known
-    [title] = [line for line in made.draw() if line.startswith("fills")]
-    assert title.startswith("fills (some may be missing)") and "STALE" not in title
+    assert "some fills may be missing" in made.draw()
+    assert not any("STALE" in line and "fills" in line for line in made.draw())
+
+
+def test_the_newest_orders_come_first_also_where_they_were_not_sent_so():
+    rows = list(an_account().orders.values())
+    rows = [{**row, "timestamp": f"2026-01-01T00:00:{second:02}.000Z"} for second, row in enumerate(rows)]
+    Random(1).shuffle(rows)
+    made = Followed()
+    made.load("order", rows)
+    drawn = Console(width=120, file=StringIO(), force_terminal=False)
+    drawn.print(View(None, made.sections[0], ()).draw(120, 40))
+    times = [word for word in drawn.file.getvalue().split() if word.startswith("2026-01-01T00:00:")]
+    assert len(times) == len(rows) > 5 and times == sorted(times, reverse=True)
+
+
+def test_a_long_text_is_cut_at_the_end_of_its_line_and_what_is_behind_it_left_out():
+    rows = [{"id": n, "user": "trader", "message": "to the moon " * 20, "html": "x"} for n in range(3)]
+    tables = TableApplier()
+    list(tables.process(TableMessage("chat", "partial", rows, START, "x", keys=["id"], filter={})))
+    drawn = Console(width=80, file=StringIO(), force_terminal=False)
+    drawn.print(View(None, tables, ()).draw(80, 24))
+    lines = [line.rstrip() for line in drawn.file.getvalue().splitlines() if "moon" in line]
+    assert len(lines) == 3 and all(len(line) <= 80 and line.split()[1] == "trader" for line in lines)
+    assert all(len(line) > 70 and line.endswith("…") for line in lines)

@@ -420,6 +420,7 @@ def test_watch_on_a_terminal_says_that_it_connects_again_and_goes_on_when_it_has
         assert re.search(r"\d messages/s +lag \d+ ms +waiting \d+ +reconnects 0 +resyncs 0", terminal.shown)
         stop()
         assert terminal.read_until(lambda shown: f"disconnected, connecting again: {url}" in shown)
+        assert "\x1b[1;31mdisconnected" in terminal.raw  # which is red
         assert terminal.read_until(lambda shown: "XBTUSD  mid" in shown.rpartition("connecting again")[2])
         lost = terminal.shown.rpartition("connecting again")[2]
         assert "STALE" in lost and "stale: orderBookL2:XBTUSD, trade:XBTUSD (" in lost

@@ -13,7 +13,7 @@ import socket
 import struct
 from collections import Counter, deque
 from collections.abc import Callable, Container, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import TYPE_CHECKING
@@ -155,7 +155,8 @@ class Line(trio.abc.Stream):
         while isinstance(stream, trio.SSLStream):
             stream = stream.transport_stream
         if reset and isinstance(stream, trio.SocketStream):
-            stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER)
+            with suppress(OSError):  # it is being closed already
+                stream.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, LINGER)
         self.scope.cancel()
 
 

@@ -188,6 +188,15 @@ async def test_drop_also_drops_those_who_are_in_their_handshake():
         await stream.aclose()
 
 
+async def test_drop_may_come_while_the_connection_is_being_closed():
+    async with quiet() as exchange, open_wire(exchange, "trade") as wire:
+        (line,) = exchange.faults._lines
+        line._stream.socket.close()  # what closing begins with
+        assert exchange.faults.drop() == 1
+        assert await wire.ended()
+        await until(lambda: exchange.clients == 0)
+
+
 async def test_dropped_again_and_again_they_leave_no_socket():
     async with quiet() as exchange:
         before = open_sockets()

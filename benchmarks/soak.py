@@ -73,7 +73,6 @@ KEYS = {
 CLOSED = frozenset({"Filled", "Canceled", "Rejected", "Expired"})
 ROUND = 50
 HANGS = 120  # real seconds in which a fault must be over
-SECRET = "the-secret-of-the-soak"
 LEAK = 64 * 2**20  # bytes by which the process may grow after its first quarter
 
 Row = dict[str, Any]
@@ -321,6 +320,8 @@ class Soak:
         self.reconnects = self.resyncs = self.items = 0
         self.number = 0
         self.kind = ""
+        self.awake = trio.Event()  # whether the consumer is
+        self.awake.set()
         self.known: set[str] | None = None  # the fills that are known to be told
         self.heartbeat = 0.1 if sockets else 2.0
         self.kinds: dict[str, Callable[[], Awaitable[None]]] = {
@@ -328,6 +329,7 @@ class Soak:
             for name in (
                 "drop", "cut_frame", "close", "stall", "refuse", "slow_handshake", "garbage", "unknown",
                 "contradiction", "bad_frame", "big_message", "skip", "duplicate", "delay_partial",
+                "sleepy_consumer",
             )
         }  # fmt: skip
 
@@ -413,6 +415,17 @@ class Soak:
         else:
             self.connection.resync(topic)
 
+    async def sleepy_consumer(self) -> None:
+        """The connection is lost while nobody takes the marks of it: live objects have to know."""
+        self.awake = trio.Event()
+        await trio.sleep(self.rng.uniform(0.5, 1) * (0.2 if self.sockets else 2))
+        self.trade()
+        self.exchange.faults.drop()
+        for _ in range(5):
+            await trio.sleep(0.001)
+            self.look()
+        self.awake.set()
+
     def trade(self) -> None:
         """The account does something."""
         rng, account = self.rng, self.account
@@ -473,12 +486,12 @@ class Soak:
         """A pipeline from its beginning to its end, and what it leaves behind."""
         exchange, tasks, sockets = self.exchange, living(), open_sockets()
         made: weakref.WeakSet[Any] = weakref.WeakSet()
-        key = f"{index:024}"  # no signature is taken twice, and in ten minutes a key has only 600
-        exchange.accounts.keys.add(key, SECRET, self.account)
+        key, secret = f"{index:024}", f"{index:048}"  # no signature is taken twice, and a secret makes 600 at a time
+        exchange.accounts.keys.add(key, secret, self.account)
         async with trio.open_nursery() as servers:
             self.connection = Connection(
-                exchange.url, subscribe=TOPICS, api_key=key, api_secret=SECRET,
-                reconnect=Reconnect(initial=0.01, maximum=0.1 if self.sockets else 2.0, stable=self.heartbeat),
+                exchange.url, subscribe=TOPICS, api_key=key, api_secret=secret,
+                reconnect=Reconnect(initial=0.01, maximum=0.03 if self.sockets else 2.0, stable=self.heartbeat),
                 heartbeat=self.heartbeat, connect_timeout=0.4 if self.sockets else 3.0,
                 resync_every=5.0 if self.sockets else 150.0,
                 transport=partial(self.transport, made, servers, self.transports[index % len(self.transports)]),
@@ -504,11 +517,14 @@ class Soak:
         judge = self.judge = Judge(self.truths)
         self.tables, self.books, self.orders = TableApplier(max_rows=1000), OrderBookMerger(), Orders()
         self.exchange.speed, self.known = 0, None
-        async with Pipeline.create(
-            self.connection, Decoder(), judge.before, self.tables, judge.tables,
-            self.orders, Fills(), self.books, judge.end,
-        ) as pipeline, pipeline.tap() as all_items, pipeline.tap(overflow="latest") as latest:  # fmt: skip
-            async with trio.open_nursery() as nursery:
+        sections = (
+            self.connection, Decoder(), judge.before, self.tables, judge.tables, self.orders, Fills(), self.books,
+            judge.end,
+        )  # fmt: skip
+        async with Pipeline.create(*sections) as pipeline:
+            # The one holds up the pipeline as soon as it is not read, the other never.
+            all_items, latest = pipeline.tap(max_buffer_size=1), pipeline.tap(overflow="latest")
+            async with all_items, latest, trio.open_nursery() as nursery:
                 nursery.start_soon(self.consume, all_items)
                 nursery.start_soon(self.glance, latest)
                 await self.heal()
@@ -527,6 +543,7 @@ class Soak:
         judge = self.judge
         async for item in tap:
             self.items += 1
+            await self.awake.wait()
             if not judge.out or judge.out.pop(0) is not item:
                 judge.say(f"the tap hands out another item than the next: {item}")
 
@@ -576,7 +593,8 @@ class Soak:
 
     async def heal(self) -> None:
         """Wait until everything is as the exchange has it."""
-        exchange, pause, began = self.exchange, 0.001, trio.current_time()
+        exchange, pause, patience = self.exchange, 0.001, 0.08
+        began = trio.current_time()
         exchange.faults.clear()
         with trio.move_on_after(15 if self.sockets else 600):
             while True:
@@ -587,9 +605,9 @@ class Soak:
                 for topic, told in self.judge.told.items():
                     if told.blind is not None:
                         self.connection.resync(topic)
-                if self.sockets and trio.current_time() > began + 0.1:  # time is real, and asking anew is rationed
-                    exchange.faults.drop()
-                    began = trio.current_time()
+                if self.sockets and trio.current_time() > began + patience:
+                    exchange.faults.drop()  # asking anew is rationed, and this time is real
+                    began, patience = trio.current_time(), 2 * patience
                 exchange.speed = 1  # what is delayed comes on the exchange's clock
                 await trio.sleep(0.01 if self.sockets else 0.2)
                 exchange.speed = 0

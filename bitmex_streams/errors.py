@@ -30,7 +30,8 @@ class ConnectionFailed(BitMEXStreamsError):
 
     ``status`` is the HTTP status (int) of a server that refused the handshake, else None; ``retry_after`` the seconds
     that it asked to wait, where it did. ``final``: whether trying again cannot help (a certificate that does not
-    verify, a refusal with status 401, 403, 404 or another of the client's own). The cause (an OSError, an ssl.SSLError,
+    verify; a refusal with status 401, 403, 404 or another of the client's own; a page or a redirection in place of a
+    websocket). The cause (an OSError, an ssl.SSLError,
     ...) is chained as ``__cause__``.
     """
 
@@ -41,7 +42,7 @@ class ConnectionFailed(BitMEXStreamsError):
         self.status = status
         self.retry_after = retry_after
         if final is None:
-            final = status is not None and 400 <= status < 500 and status not in (408, 425, 429)
+            final = status is not None and 200 <= status < 500 and status not in (408, 425, 429)
         self.final = final
 
 

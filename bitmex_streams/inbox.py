@@ -48,6 +48,10 @@ class Inbox:
     def __bool__(self) -> bool:
         return True
 
+    def age(self, now: int) -> int:
+        """How long (ns) before ``now`` the item that waits longest was ``received``; 0 where none waits."""
+        return max(0, now - self._items[0].received) if self._items else 0
+
     @property
     def full(self) -> bool:
         """Whether the next `put` has to wait."""

@@ -98,7 +98,7 @@ async def test_serving_it_over_a_websocket_gives_the_known_books_and_counts(tran
 
     with trio.fail_after(60):
         async with serve_websocket(serve) as url:
-            counts, books = await run_capture(Connection(url, subscribe=TOPICS, transport=transport))
+            counts, books = await run_capture(Connection(url, subscribe=TOPICS, transport=transport, reconnect=None))
     assert books == expected["books"]
     assert counts == expected["messages"]
 
@@ -108,7 +108,7 @@ async def test_serving_it_over_a_websocket_gives_the_known_books_and_counts(tran
 async def test_a_server_like_tardis_machines_gives_the_known_books_and_counts(transport, expected, messages):
     with trio.fail_after(60):
         async with serve_websocket(partial(tardis_replay, messages)) as url:
-            counts, books = await run_capture(Connection(url, subscribe=TOPICS, transport=transport))
+            counts, books = await run_capture(Connection(url, subscribe=TOPICS, transport=transport, reconnect=None))
     assert books == expected["books"]
     assert counts == expected["messages"]
 
@@ -214,7 +214,7 @@ async def test_behind_a_slow_extension_a_book_is_stale_at_once_when_the_connecti
     }
     with trio.fail_after(20):
         async with exchange.open() as url:
-            connection = Connection(url, subscribe=["orderBookL2:XBTUSD"])
+            connection = Connection(url, subscribe=["orderBookL2:XBTUSD"], reconnect=None)
             async with Pipeline.create(connection, Decoder(), TableApplier()) as pipeline:
                 pipeline.nursery.start_soon(close_soon, exchange, 0.1)
                 seen = []
@@ -287,7 +287,7 @@ async def test_nothing_is_left_however_a_pipeline_ends(way, foreign, transport):
             nursery.start_soon(chatter)
             listening = open_sockets()
             tasks = trio.lowlevel.current_statistics().tasks_living
-            connection = Connection(url, subscribe=["orderBookL2:XBTUSD"], transport=transport)
+            connection = Connection(url, subscribe=["orderBookL2:XBTUSD"], transport=transport, reconnect=None)
             first = Merge(connection) if way == "the body ends with a tap just read" else connection
             sections = [Decoder(), *([foreign()] if foreign else [])]
             if way == "a section fails":

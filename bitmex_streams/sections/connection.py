@@ -75,7 +75,8 @@ class ConnectionStatistics(msgspec.Struct, frozen=True):
 
     ``connected``: whether it stands; ``connections``: how often it was made; ``reconnects``: how often it was made
     again. ``messages``, ``bytes``: received, of text as it came. ``resyncs``: topics that were asked for anew. ``lag``:
-    seconds from the arrival of a message to when the pipeline took it, of the batch taken last. ``waiting``,
+    seconds from the arrival of a message to when the pipeline took it, of the batch taken last, or, where that is
+    longer, of what waits. ``waiting``,
     ``waiting_bytes``: messages read ahead, and their size. ``subscriptions``: topics in force.
     """
 
@@ -122,7 +123,7 @@ class Connection(Source):
     ``heartbeat``: seconds of silence after which the server is pinged, and after as many more of nothing at all the
     connection is given up. Silence does not count while the consumer holds up reading.
     ``resync_every``: seconds after which all topics are asked for anew, again and again, against what cannot be
-    detected (BitMEX numbers no messages); None: never.
+    detected (BitMEX numbers no messages); each is stale for that moment. None: never.
     ``connect_timeout``: seconds for TCP, TLS and the handshake together.
     ``subscribe_timeout``: seconds that `subscribe` and `unsubscribe` wait for the server's answer, from when the
     connection stands.
@@ -259,7 +260,7 @@ class Connection(Source):
             messages=counters.messages,
             bytes=counters.bytes,
             resyncs=counters.resyncs,
-            lag=counters.lag,
+            lag=self._lag(),
             waiting=0 if inbox is None else len(inbox),
             waiting_bytes=0 if inbox is None else inbox.bytes,
             subscriptions=len(self.subscriptions),
@@ -347,7 +348,8 @@ class Connection(Source):
         """Give topics up, and wait until the server has answered. For topics that are not subscribed, nothing happens.
 
         The topics have to be named as they were subscribed: giving up ``trade:XBTUSD`` while ``trade`` is subscribed
-        does nothing. A server that acknowledges nothing, but has sent data of something that was subscribed, is taken
+        does nothing. What was known of a topic is stale from the server's answer on, until it is subscribed again. A
+        server that acknowledges nothing, but has sent data of something that was subscribed, is taken
         at once to have done it, though its data may go on (tardis-machine's does). Cancellation and errors: as for
         `subscribe`.
         """
@@ -446,6 +448,13 @@ class Connection(Source):
             self._counters.resyncs += len(asked)
             log.info("%s is asked anew for %s", self.url, ", ".join(asked))
             self._wake_writer()
+
+    def _lag(self) -> float:
+        """That of the batch taken last, or, where it is longer already, of what waits."""
+        session = self._session
+        if session is None or not len(session.inbox):
+            return self._counters.lag
+        return max(self._counters.lag, session.inbox.age(session.now()) / 1e9)
 
     def _delivered(self, received: int, now: int) -> None:
         """A batch was taken, whose oldest item was received then (ns)."""
@@ -870,6 +879,7 @@ class _Link:
                 f"the consumer held up reading for more than {connection.max_lag:g} s: what waits in the socket is too "
                 "old"
             )
+            log.warning("%s: %s", connection.url, reason)
             session.lose_state(reason)
             session.inbox.put_nowait(StateLost(session.now(), connection.source, reason))
             await session.inbox.wait_for_room()

@@ -8,7 +8,7 @@ from .accounts import Account, Accounts, OrderRefused
 from .demo import DEMO_API_KEY, DEMO_API_SECRET, DemoTrader, open_demo_account
 from .faults import Faults
 from .instruments import INSTRUMENTS, Instrument
-from .market import BookState, Fill, LevelChange, Market, MarketEvent, MatchingEngine, Order
+from .market import BookState, LevelChange, Market, MarketEvent, Match, MatchingEngine, Order
 from .server import DEFAULT_SYMBOLS, Exchange, Session, open_exchange
 from .simulation import Simulation
 
@@ -23,11 +23,11 @@ __all__ = [
     "DemoTrader",
     "Exchange",
     "Faults",
-    "Fill",
     "Instrument",
     "LevelChange",
     "Market",
     "MarketEvent",
+    "Match",
     "MatchingEngine",
     "Order",
     "OrderRefused",

@@ -25,7 +25,7 @@ from .account_rows import funding_row, margin_row, order_row, position_row, wall
 from .account_tables import AccountTables
 from .instruments import INSTRUMENTS, Instrument
 from .keys import Keys
-from .market import Fill, Market, MarketEvent, Order, new_guid
+from .market import Market, MarketEvent, Match, Order, new_guid
 from .positions import Position, fee, margin, order_margin_rate
 from .resting import RestingSide
 from .tables import MarketTables, iso
@@ -522,7 +522,7 @@ class Account:
         self._count(found)
         self._execute(found, "Replaced")
 
-    def _fill(self, found: OpenOrder, fill: Fill, trade: Row, rate: float, role: str) -> None:
+    def _fill(self, found: OpenOrder, fill: Match, trade: Row, rate: float, role: str) -> None:
         instrument, row, side = found.market.instrument, found.row, found.order.side
         sign = 1 if side == "Buy" else -1
         price = trade["price"]

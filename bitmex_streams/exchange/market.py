@@ -19,10 +19,10 @@ from .instruments import Instrument
 
 __all__ = [
     "BookState",
-    "Fill",
     "LevelChange",
     "Market",
     "MarketEvent",
+    "Match",
     "MatchingEngine",
     "Order",
     "OrderLevel",
@@ -55,7 +55,7 @@ class Order:
         return self.quantity - self.leaves
 
 
-class Fill(NamedTuple):
+class Match(NamedTuple):
     """One match: at the maker's price."""
 
     maker: Order
@@ -142,11 +142,11 @@ class MatchingEngine:
                 return True
         return False
 
-    def submit(self, order: Order, time: int) -> list[Fill]:
+    def submit(self, order: Order, time: int) -> list[Match]:
         """Match an order; what a limit order has left then rests. What a market order, or one that is ``immediate``,
         finds no match for lapses.
         """
-        fills: list[Fill] = []
+        fills: list[Match] = []
         buy = order.side == "Buy"
         levels = self.asks if buy else self.bids
         maker_side: Side = "Sell" if buy else "Buy"
@@ -161,7 +161,7 @@ class MatchingEngine:
                 order.leaves -= quantity
                 maker.leaves -= quantity
                 level.size -= quantity
-                fills.append(Fill(maker, order, ticks, quantity))
+                fills.append(Match(maker, order, ticks, quantity))
                 if not maker.leaves:
                     del level.orders[maker.id]
                     del self.orders[maker.id]
@@ -183,7 +183,7 @@ class MatchingEngine:
         if not level.orders:
             del levels[order.ticks]
 
-    def amend(self, order: Order, quantity: int, ticks: int, time: int) -> list[Fill]:
+    def amend(self, order: Order, quantity: int, ticks: int, time: int) -> list[Match]:
         """Change a resting order. Its place in the queue is kept only if the price stays and the quantity does not
         grow.
 
@@ -233,7 +233,7 @@ class MarketEvent(NamedTuple):
     market: Market
     time: int
     order: Order
-    fills: list[Fill]
+    fills: list[Match]
     changes: list[LevelChange]
 
 
@@ -331,7 +331,7 @@ class Market:
                 f"{self.symbol}: no resting order has the id {order_id!r} (it may be filled or cancelled)"
             ) from None
 
-    def _happened(self, time: int, order: Order, fills: list[Fill]) -> None:
+    def _happened(self, time: int, order: Order, fills: list[Match]) -> None:
         event = MarketEvent(self, time, order, fills, self.engine.take_changes())
         for listener in self.listeners:
             listener(event)

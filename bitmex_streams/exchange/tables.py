@@ -20,7 +20,7 @@ import msgspec
 
 from ..messages import Row, Side
 from .instruments import Instrument
-from .market import Fill, LevelChange, Market, MarketEvent
+from .market import LevelChange, Market, MarketEvent, Match
 from .schemas import BIN_MINUTES, SCHEMAS
 
 __all__ = [
@@ -284,7 +284,7 @@ class MarketTables:
         if event.fills or event.changes:
             self._publish_instrument(self._traded() if event.fills else {})
 
-    def _publish_trades(self, fills: Sequence[Fill]) -> None:
+    def _publish_trades(self, fills: Sequence[Match]) -> None:
         rows = self.event_trades = [self._trade_row(fill) for fill in fills]
         for row in rows:
             for trade_bin in self._bins.values():
@@ -292,7 +292,7 @@ class MarketTables:
         self.trades.append(rows[-1])
         self._feed.publish("trade", self._symbol, "insert", rows)
 
-    def _trade_row(self, fill: Fill) -> Row:
+    def _trade_row(self, fill: Match) -> Row:
         instrument, ticks, last = self._instrument, fill.ticks, self._last_ticks
         if last is None or ticks > last:
             direction = "PlusTick"

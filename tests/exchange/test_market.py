@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitmex_streams.exchange import INSTRUMENTS, Fill, LevelChange, Market, MatchingEngine, Order
+from bitmex_streams.exchange import INSTRUMENTS, LevelChange, Market, Match, MatchingEngine, Order
 
 XBTUSD = INSTRUMENTS["XBTUSD"]
 
@@ -263,7 +263,7 @@ def test_any_orders_match_as_in_a_naive_exchange_and_no_contract_is_lost(script)
                 expected = naive.amend(order.id, arguments[1], arguments[2], order.filled)
                 fills = engine.amend(order, arguments[1], arguments[2], time)
         assert [(fill.maker.id, fill.taker.id, fill.ticks, fill.quantity) for fill in fills] == expected
-        assert all(isinstance(fill, Fill) for fill in fills)
+        assert all(isinstance(fill, Match) for fill in fills)
 
         levels = Counter(
             {(side, ticks): level.size for side in ("Buy", "Sell") for ticks, level in engine.best_first(side)}

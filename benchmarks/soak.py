@@ -546,6 +546,7 @@ class Soak:
             await self.awake.wait()
             if not judge.out or judge.out.pop(0) is not item:
                 judge.say(f"the tap hands out another item than the next: {item}")
+        judge.say("the stream has ended")
 
     async def glance(self, tap: Any) -> None:
         """Take the latest, now and then."""

@@ -132,6 +132,7 @@ class _Message(msgspec.Struct):
     error: Any = None
     request: Any = None
     cancelTime: Any = None
+    info: Any = None
 
 
 class _Row(msgspec.Struct):
@@ -200,6 +201,8 @@ class ClientProtocol:
         """Whether this server answers commands (tardis-machine does not: there the first message of a topic is the
         answer).
         """
+        self.greeted = False
+        """Whether this server has sent a welcome (tardis-machine does not)."""
         self.complaint: Complaint | None = None
         """The last error that the server did not tie to a command, nor to anything else."""
         self._mute = False  # data has answered a subscription, and nothing was acknowledged so far
@@ -240,13 +243,14 @@ class ClientProtocol:
             self._want(name, False)
         return known
 
-    def resync(self, topic: str | None = None, now: float = 0.0) -> list[str]:
+    def resync(self, topic: str | None = None, now: float = 0.0, *, routine: bool = False) -> list[str]:
         """Ask anew for what is in force of ``topic`` (None: for all), so that new partials come, at ``now`` (s, on the
         clock of `arm`). The topics for which that is news.
 
         Also takes a topic that a subscribed one covers, or the other way round. Nothing happens while such a request
         is under way: its partial is still to come. A topic that is asked for again and again is asked for more and
-        more rarely: each time after twice the wait, up to a minute; after a quiet minute at once.
+        more rarely: each time after twice the wait, up to a minute; after a quiet minute at once. What is done as a
+        ``routine``, whether or not something is wrong, does not count there.
         """
         asked = []
         for name, state in self._topics.items():
@@ -254,11 +258,12 @@ class ClientProtocol:
             if concerned and state.wanted and state.held and not state.again and not state.unanswered:
                 asked.append(name)
                 state.again = True
-                if now - state.asked_at > MAX_GAP:
-                    state.gap = 0.0
-                state.due = max(now, state.asked_at + state.gap)
-                state.asked_at = state.due
-                state.gap = min(MAX_GAP, 2 * state.gap or 1.0)
+                state.due = now
+                if not routine:
+                    if now - state.asked_at > MAX_GAP:
+                        state.gap = 0.0
+                    state.due = state.asked_at = max(now, state.asked_at + state.gap)
+                    state.gap = min(MAX_GAP, 2 * state.gap or 1.0)
                 self._delay(name)
         return asked
 
@@ -354,7 +359,7 @@ class ClientProtocol:
         self._partials.clear()
         self._changed = {name: None for name, topic in self._topics.items() if topic.wanted}
         self._awaited = frozenset()
-        self.acknowledges = self._mute = False
+        self.acknowledges = self.greeted = self._mute = False
         self._authentication = None
         self._authenticating = self.signed_in = self.armed = self._disarming = False
         self._switches.clear()
@@ -416,6 +421,7 @@ class ClientProtocol:
                 return ()
         try:
             message = _decode_message(data)
+            self.greeted = self.greeted or (message.table is None and isinstance(message.info, str))
             answers = tuple(self._answers(message))
         except (msgspec.DecodeError, UnicodeError, RecursionError):
             return ()

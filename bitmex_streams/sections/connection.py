@@ -146,7 +146,8 @@ class Connection(Source):
     wrong), `ConnectionFailed` that is ``final`` (a certificate that does not verify, a status such as 403 or 404),
     `SubscriptionError` (a topic of ``subscribe`` is refused at the start), `ConnectionClosed` by a message that is too
     large; by the last failure, where ``reconnect`` bounds the attempts; and, quietly, by a normal close (1000) of a
-    server that has acknowledged nothing: a replay server, such as tardis-machine's, that has played all it had. Without
+    server that has neither greeted nor acknowledged anything: a replay server, such as tardis-machine's, that has
+    played all it had. Without
     ``reconnect``: by any normal close quietly, by any other (also one without a code, which is 1005: it does not say
     that all is well) with `ConnectionClosed`, by a failure to connect with `ConnectionFailed`. In each case after
     everything that arrived before. Leaving it (also by cancellation) closes the websocket, which takes at most 2
@@ -443,8 +444,8 @@ class Connection(Source):
         if self._session is not None:
             self._session.wake_writer()
 
-    def _ask_anew(self, topic: str | None) -> None:
-        if asked := self._protocol.resync(topic, trio.current_time()):
+    def _ask_anew(self, topic: str | None, *, routine: bool = False) -> None:
+        if asked := self._protocol.resync(topic, trio.current_time(), routine=routine):
             self._counters.resyncs += len(asked)
             log.info("%s is asked anew for %s", self.url, ", ".join(asked))
             self._wake_writer()
@@ -536,6 +537,7 @@ class _Session:
         self.link: _Link | None = None
         self.over = trio.Event()
         self.stopping = False
+        self.live = False  # the server has greeted us, or acknowledged a command, be it on an earlier connection
         self.lost_by = ""  # what was last said to the watchers, while it holds
         self.signed_in: Authenticated | None = None  # the last answer to ``authKeyExpires``
         self._stopped = trio.Event()  # no further attempt is wanted
@@ -607,8 +609,9 @@ class _Session:
             self._wait = 0.0
         elif self._stopped.is_set() or backoff is None or (error is not None and is_final(error)):
             pass
-        elif error is not None or link.acknowledged:
-            # A clean close is the end where nothing was ever acknowledged: of a server that has played all it had.
+        elif error is not None or self.live:
+            # A clean close is the end where nothing was ever greeted or acknowledged: of a server that has played all
+            # it had.
             self._wait = backoff.next(error.retry_after if isinstance(error, ConnectionFailed) else None)
         if self._wait is None:
             self._error = self._error or error
@@ -683,7 +686,6 @@ class _Link:
         self.up = False
         self.up_at = inf  # on trio's clock
         self.stood = 0.0  # s that it was up
-        self.acknowledged = False
         self.error: Exception | None = None
         self._signed = credentials is not None
         self.transport = connection._transport(
@@ -775,7 +777,7 @@ class _Link:
         """Nothing will be read any more."""
         session, connection, closed = self.session, self.connection, self._closed
         wire.debug("%s: closed: %s %s", connection.url, closed.code, closed.reason)
-        self.acknowledged = self.protocol.acknowledges
+        session.live = session.live or self.protocol.acknowledges or self.protocol.greeted
         connection._left_armed = connection._left_armed or self.protocol.armed
         if self.up:
             self.up = False
@@ -958,7 +960,7 @@ class _Link:
     async def _resync_now_and_then(self, interval: float) -> None:
         while True:
             await trio.sleep(interval)
-            self.connection._ask_anew(None)
+            self.connection._ask_anew(None, routine=True)
 
     async def _guarded(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
         try:

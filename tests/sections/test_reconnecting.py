@@ -34,7 +34,7 @@ from bitmex_streams import (
 )
 from bitmex_streams.coverage import CONNECTING
 from bitmex_streams.transport import WebsocketTransport
-from tests.servers import ScriptedExchange, in_memory, open_sockets, partial_of, serve_tcp, serve_websocket
+from tests.servers import InMemory, ScriptedExchange, in_memory, open_sockets, partial_of, serve_tcp, serve_websocket
 
 STEADY = Reconnect(jitter=0)
 SIGNED_IN = {"api_key": "aKeyOfAnAccount-1234567", "api_secret": "aSecretOfAnAccount-1234567"}
@@ -252,6 +252,53 @@ async def test_a_clean_close_of_a_server_that_played_all_it_had_is_the_end():
     async with serve_websocket(replay) as url, running(Connection(url, subscribe=["trade"])) as taken:
         await eventually(lambda: len(taken) == 3)
     assert taken.kinds() == ["Connected", "RawMessage", "Disconnected"]
+
+
+async def test_a_server_that_answered_once_is_no_replay_however_early_it_closes_later(autojump_clock):
+    exchange, closes = ScriptedExchange(), []
+
+    async def handle(request):
+        if len(exchange.headers) in (1, 2) and len(closes) < 2:  # as one that is just starting
+            closes.append(await (await request.accept()).aclose(1000))
+        else:
+            await exchange(request)
+
+    async with trio.open_nursery() as nursery:
+        server = InMemory(exchange, nursery)
+        connection = Connection("ws://in.memory/realtime", transport=server, reconnect=STEADY, subscribe=["trade"])
+        async with running(connection) as taken:
+            await eventually(lambda: connection.subscriptions)
+            server.exchange = handle
+            await lose(connection)
+            await eventually(lambda: len(closes) == 2 and connection.subscriptions)
+            assert len(taken.marks()) == 7 and connection.stats.connections == 4
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_server_that_greets_is_no_replay(autojump_clock):
+    closes = []
+
+    async def greet(request):
+        ws = await request.accept()
+        await ws.send_message('{"info":"Welcome to the BitMEX Realtime API.","version":"2.0.0"}')
+        closes.append(await ws.aclose(1000))
+
+    async with trio.open_nursery() as nursery:
+        server = InMemory(greet, nursery)
+        connection = Connection("ws://in.memory/realtime", transport=server, reconnect=STEADY)
+        async with running(connection):
+            await eventually(lambda: len(closes) > 2)
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_periodic_resync_does_not_make_others_rare(autojump_clock):
+    exchange = ScriptedExchange()
+    async with in_memory_steady(exchange, subscribe=["trade"], resync_every=10) as connection, running(connection):
+        await trio.sleep(605)
+        exchange.commands.clear()
+        connection.resync("trade")
+        await trio.sleep(0.5)
+        assert [op for op, _ in exchange.commands] == ["unsubscribe", "subscribe"]
 
 
 @pytest.mark.parametrize("code", [1000, 1001, 1006, 1012])

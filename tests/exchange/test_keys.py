@@ -80,7 +80,11 @@ def test_a_wrong_signature_does_not_use_up_the_right_one():
     assert keys.check(KEY, expires, signed(expires)) == "mine"
 
 
-@pytest.mark.parametrize(("key", "secret"), [(KEY, "other"), ("", SECRET), ("a key", SECRET), ("key", "")])
+@pytest.mark.parametrize(
+    ("key", "secret"),
+    [(KEY, "other"), ("", SECRET), ("a key", SECRET), ("key", "")],
+    ids=["a key that is there", "no key", "a key with a space", "no secret"],
+)
 def test_what_cannot_be_a_key_is_refused_and_not_shown(key, secret):
     with pytest.raises(ValueError, match=r"api_(key|secret)") as refused:
         some_keys().add(key, secret, "yours")

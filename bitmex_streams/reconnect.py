@@ -20,7 +20,7 @@ class Reconnect(msgspec.Struct, frozen=True, kw_only=True):
     Each is shortened or lengthened at random by up to ``jitter`` of itself, so that many clients that lost a server
     together do not come back together. A server that says how long to wait (``Retry-After``, with HTTP 429 or 503) is
     obeyed. ``attempts``: how many in a row may fail before the last failure ends the stream; None: any number. A
-    connection that has stood for ``stable`` seconds starts it all over.
+    connection that has stood for ``stable`` seconds starts it all over. ``initial`` is at least a hundredth.
 
     Raises ValueError where that makes no sense.
     """
@@ -37,9 +37,10 @@ class Reconnect(msgspec.Struct, frozen=True, kw_only=True):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value) or value < 0:
                 raise ValueError(f"{name} of Reconnect is {value!r}: it has to be a number, and not negative")
-        if self.factor < 1 or self.jitter > 1 or self.maximum < self.initial:
+        if self.initial < 0.01 or self.factor < 1 or self.jitter > 1 or self.maximum < self.initial:
             raise ValueError(
-                f"{self!r}: factor has to be at least 1, jitter at most 1, and maximum at least initial"
+                f"{self!r}: initial has to be at least 0.01, factor at least 1, jitter at most 1, and maximum at least "
+                "initial"
             )
         if self.attempts is not None and (type(self.attempts) is not int or self.attempts < 1):
             raise ValueError(f"attempts of Reconnect is {self.attempts!r}: it has to be at least 1, or None (no limit)")

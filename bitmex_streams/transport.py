@@ -145,7 +145,7 @@ class Wire(trio.abc.Stream):
         if found is None:
             return None
         value = found[1].decode("latin-1").strip()
-        if value.isdecimal():
+        if re.fullmatch(r"\d{1,9}(\.\d{1,9})?", value):
             return min(float(value), MAX_RETRY_AFTER)
         try:
             until = parsedate_to_datetime(value).timestamp()

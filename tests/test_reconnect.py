@@ -40,7 +40,7 @@ def test_a_server_that_says_how_long_to_wait_is_obeyed():
 
 
 @given(
-    st.floats(0, 100), st.floats(1, 10), st.floats(0, 1000), st.floats(0, 1), st.floats(0, 1), st.integers(1, 3000)
+    st.floats(0.01, 100), st.floats(1, 10), st.floats(0, 1000), st.floats(0, 1), st.floats(0, 1), st.integers(1, 3000)
 )
 def test_no_wait_is_negative_or_beyond_the_maximum_and_its_jitter(initial, factor, more, jitter, drawn, failures):
     policy = Reconnect(initial=initial, factor=factor, maximum=initial + more, jitter=jitter)
@@ -54,7 +54,7 @@ def test_no_wait_is_negative_or_beyond_the_maximum_and_its_jitter(initial, facto
     "wrong",
     [
         {"initial": -1}, {"factor": 0.5}, {"maximum": math.inf}, {"jitter": 2}, {"attempts": 0}, {"attempts": 1.5},
-        {"initial": 40}, {"stable": math.nan}, {"initial": "1"},
+        {"initial": 40}, {"stable": math.nan}, {"initial": "1"}, {"initial": 0},
     ],
 )  # fmt: skip
 def test_what_makes_no_sense_is_a_value_error(wrong):

@@ -138,7 +138,7 @@ class Line(trio.abc.Stream):
     # --- what is done to it ---
 
     def stall(self) -> None:
-        self.stalled = self.stalled or trio.Event()
+        self.stalled = trio.Event() if self.stalled is None else self.stalled
 
     def resume(self) -> None:
         if self.stalled is not None:

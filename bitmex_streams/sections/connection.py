@@ -216,6 +216,8 @@ class Connection(Source):
         self.keeps_running = dead_mans_switch
         self.connect_timeout = connect_timeout
         self.subscribe_timeout = subscribe_timeout
+        if reconnect is not None and not isinstance(reconnect, Reconnect):
+            raise ValueError(f"reconnect is a Reconnect, or None for not at all, not {reconnect!r}")
         self.reconnect = reconnect
         self.heartbeat = heartbeat
         self.resync_every = resync_every
@@ -601,7 +603,7 @@ class _Session:
     def judge(self, link: _Link) -> None:
         """A link has gone down: whether there will be another, and after what wait. If not, that is the end."""
         connection, backoff, error = self.connection, self._backoff, link.error
-        if backoff is not None:
+        if backoff is not None and link.up_at < inf:
             backoff.stood(link.stood)
         self._wait = None
         if isinstance(error, AuthenticationError) and error.reason == "replay" and self._replays < MAX_REPLAYS:
@@ -619,7 +621,7 @@ class _Session:
         elif self._wait:
             said = error or f"{connection.url} closed the connection"
             log.warning("%s; connecting again in %.1f s", said, self._wait)
-        if link.stood:
+        if link.up_at < inf:
             self._replays = 0
 
     def fail(self, error: Exception) -> None:

@@ -135,7 +135,7 @@ async def test_a_server_that_says_when_to_come_back_is_obeyed(autojump_clock):
         assert server.attempts[2] - server.attempts[1] == pytest.approx(77, abs=0.1)
 
 
-@pytest.mark.parametrize("words", [b"120", b"not a number"])
+@pytest.mark.parametrize("words", [b"120", b"1.5", b"not a number"])
 async def test_retry_after_is_read_from_the_refusal(words):
     async def refuse(stream):
         await stream.receive_some()
@@ -147,7 +147,7 @@ async def test_retry_after_is_read_from_the_refusal(words):
                 pipeline.start()
                 await trio.sleep_forever()
     assert error.value.status == 429 and not error.value.final
-    assert error.value.retry_after == (120 if words == b"120" else None)
+    assert error.value.retry_after == {b"120": 120, b"1.5": 1.5}.get(words)
 
 
 async def test_a_refusal_whose_status_cannot_be_read_is_tried_again():
@@ -231,6 +231,21 @@ async def test_the_last_of_so_many_attempts_ends_the_stream(autojump_clock):
         with pytest.raises(ConnectionFailed, match="the third"):
             async with running(connection):
                 await trio.sleep_forever()
+
+
+async def test_attempts_are_counted_whatever_counts_as_stable(autojump_clock):
+    exchange = ScriptedExchange()
+    async with in_memory_steady(exchange, reconnect=Reconnect(attempts=2, stable=0)) as connection:
+        connection._transport.failures.extend(ConnectionFailed(f"number {number}") for number in range(9))
+        with pytest.raises(ConnectionFailed, match="number 2"):
+            async with running(connection):
+                await trio.sleep_forever()
+
+
+@pytest.mark.parametrize("wrong", [True, 5, "always"])
+def test_what_is_no_reconnect_is_refused_at_once(wrong):
+    with pytest.raises(ValueError, match="reconnect is a Reconnect"):
+        Connection("testnet", reconnect=wrong)
 
 
 async def test_a_clean_close_is_no_reason_to_stay_away_from_a_server_that_answers(autojump_clock):

@@ -59,6 +59,8 @@ NETWORKS = {"mainnet": "wss://ws.bitmex.com/realtime", "testnet": "wss://ws.test
 log = logging.getLogger("bitmex_streams")
 wire = logging.getLogger("bitmex_streams.wire")
 
+MAX_MARKS = 64
+"""How many marks may wait for the consumer beyond ``buffer_size``."""
 MAX_REPLAYS = 8
 """How often a handshake that was refused as signed before is signed anew."""
 FAREWELL = 2.0
@@ -589,6 +591,11 @@ class _Session:
         them.
         """
         while True:
+            # Marks go in whatever the room; so where too many wait, the next connection waits for the consumer.
+            most = self.inbox.max_items + MAX_MARKS
+            while self.inbox.wanted and len(self.inbox) >= most and not self._stopped.is_set():
+                with trio.move_on_after(1):
+                    await self.inbox.wait_for_room()
             link = self.link = _Link(self)
             if self._stopped.is_set():
                 link.work.cancel()

@@ -281,7 +281,7 @@ async def test_close_is_heard_by_a_client_that_speaks_at_the_same_time():
                 while True:
                     await client.send("ping")
                     await trio.sleep(0.001)
-            while client.websocket.closed is None:  # noqa: ASYNC110 - trio-websocket has no event for it
+            while client.websocket.closed is None:
                 await trio.sleep(0.001)
         assert client.websocket.closed.code == 4321
 

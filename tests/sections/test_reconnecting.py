@@ -757,6 +757,27 @@ async def test_a_blocked_tap_does_not_hide_a_disconnect_from_the_live_objects_of
                 assert book.stale and tables.stale, "while the stream stands still"
 
 
+async def test_a_server_that_comes_and_goes_fills_no_buffer_that_nobody_reads(autojump_clock):
+    async def hang_up(request):
+        ws = await request.accept()
+        with trio.move_on_after(0.1):
+            await ws.aclose(1012)
+
+    async with trio.open_nursery() as nursery:
+        server = InMemory(hang_up, nursery)
+        policy = Reconnect(initial=0.1, factor=1, jitter=0)
+        connection = Connection("ws://in.memory/realtime", transport=server, reconnect=policy, buffer_size=10)
+        async with Pipeline.create(connection) as pipeline, pipeline.tap(max_buffer_size=1) as tap:
+            await trio.sleep(300)
+            assert connection.stats.waiting <= 10 + 64 + 2
+            began = len(server.attempts)
+            for _ in range(50):
+                await tap.receive()
+            await trio.sleep(5)
+            assert len(server.attempts) > began, "it goes on when there is room"
+        nursery.cancel_scope.cancel()
+
+
 async def test_stats_are_right_through_all_of_it(autojump_clock):
     exchange = ScriptedExchange()
     async with in_memory_steady(exchange, subscribe=["trade"]) as connection:

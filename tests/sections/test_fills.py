@@ -2,6 +2,7 @@
 
 import json
 import logging
+import os
 from collections import Counter
 from contextlib import suppress
 from functools import partial as bound
@@ -39,7 +40,8 @@ from tests.sections.test_follower import Line
 
 ACCOUNT = 273093
 NOON = to_nanoseconds("2026-03-14T12:00:00.000Z")
-REAL = Path("/work/shared/data/messages/execution-1.json")
+DATA = Path(os.environ.get("BITMEX_STREAMS_DATA") or Path(__file__).parents[3] / "shared" / "data")
+REAL = DATA / "messages" / "execution-1.json"
 
 
 def time(number):

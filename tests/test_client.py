@@ -1124,7 +1124,9 @@ async def test_two_hundred_listeners_come_and_go_at_random(seed, wants, lasting,
             interrupted = wants is OVERLAPPING and len(want) > 1
             missing += reference.check(want[0], want[1:] or symbols, got, interrupted)
     total = sum(len(got) for _, _, got in found)
-    assert {how for _, how, _ in found} == {"break", "aclose", "cancel", "slow"} | ({1000, 1001} if closes else set())
+    ways = {how for _, how, _ in found}
+    assert ways - {1000, 1001} == {"break", "aclose", "cancel", "slow"}
+    assert bool(ways & {1000, 1001}) is closes  # which of the two is the machine's to say
     assert total > 1000 and missing <= total // 20
     assert (widened > 0) == (wants is OVERLAPPING)
 

@@ -82,7 +82,9 @@ class Refused(msgspec.Struct, frozen=True):
     status: int | None
     error: str
     retried: bool = False
-    """Whether it is asked for again by itself, later: the topic was in force on an earlier connection."""
+    """Whether it is asked for again by itself, later: the topic was in force before."""
+    given_up: bool = False
+    """Whether the topic was in force before, and is asked for no more."""
 
 
 class Authenticated(msgspec.Struct, frozen=True):
@@ -275,6 +277,7 @@ class ClientProtocol:
     def _want(self, name: str, wanted: bool) -> None:
         topic = self._topics.setdefault(name, _Topic())
         topic.wanted, topic.refusal, topic.retries = wanted, None, 0
+        topic.proven = topic.proven and wanted
         self._later.pop(name, None)
         self._changed[name] = None
 
@@ -500,8 +503,9 @@ class ClientProtocol:
                 yield Acknowledged(op, name)  # it is as we want it
             else:
                 topic = self._topics[name]
-                retried = op == "subscribe" and topic.proven and topic.wanted and topic.retries < MAX_RETRIES
-                yield Refused(op, name, status, error, retried)
+                lost = op == "subscribe" and topic.proven and topic.wanted
+                retried = lost and topic.retries < MAX_RETRIES
+                yield Refused(op, name, status, error, retried, lost and not retried)
 
     def _take_partial(self, data: str | bytes) -> None:
         try:

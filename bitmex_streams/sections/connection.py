@@ -231,7 +231,6 @@ class Connection(Source):
         self._transport = transport
         self._protocol = ClientProtocol()
         self._counters = _Counters()
-        self._proven: set[str] = set()  # topics that were in force, and were not given up
         self._session: _Session | None = None
         self._ended = False
         self._failure: Exception | None = None  # what ended the last session
@@ -854,17 +853,13 @@ class _Link:
                 self.wake_writer()
             elif answer.topic in connection._required:
                 raise _subscription_error(answer)
-            elif answer.topic in connection._proven:
-                connection._proven.discard(answer.topic)
+            elif answer.given_up:
                 reason = f"{_refusal(answer)}: it was in force before, and is given up"
                 log.error("%s", reason)
                 session.inbox.put_nowait(StateLost(session.now(), connection.source, reason, answer.topic))
         elif isinstance(answer, Acknowledged):
             if answer.op == "subscribe":
-                connection._proven.add(answer.topic)
                 connection._required.discard(answer.topic)
-            else:
-                connection._proven.discard(answer.topic)
         elif isinstance(answer, Authenticated):
             session.signed_in = answer
             self.wake_writer()  # private topics have waited for it
@@ -901,13 +896,13 @@ class _Link:
     async def _write(self) -> None:
         protocol, connection, session = self.protocol, self.connection, self.session
         try:
-            while True:
+            while self.up or session.stopping:  # else what is unsent is for the next one
                 if not session.unsent:
                     self._idle = trio.CancelScope(deadline=protocol.due)
                     with self._idle:
                         session.unsent.extend(await session.outbox.take())
-                if not self.up and not session.stopping:
-                    return  # what is unsent is for the next one
+                    if not (self.up or session.stopping):
+                        break
                 now = trio.current_time()
                 for topic in protocol.overdue(now):
                     log.warning("%s: the partial of %s has not come: it is asked for anew", connection.url, topic)

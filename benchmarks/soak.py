@@ -34,6 +34,7 @@ from collections import Counter
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -716,7 +717,7 @@ def soak(seed: int, faults: int, *, sockets: bool = False, transports: Sequence[
     if not transports:
         transports = ["default"]
         with suppress(ImportError):
-            import bitmex_streams.fast  # noqa: F401
+            import_module("bitmex_streams.fast")
 
             transports.append("fast")
     it = Soak(seed, faults, sockets, transports, say)

@@ -14,6 +14,7 @@ import re
 import socket
 import ssl
 import time
+from abc import ABC, abstractmethod
 from collections.abc import AsyncIterable, Awaitable, Callable, Iterable, Iterator, Sequence
 from email.utils import parsedate_to_datetime
 from types import SimpleNamespace
@@ -194,7 +195,7 @@ class Wire(trio.abc.Stream):
         await self.stream.aclose()
 
 
-class Dialer:
+class Dialer(ABC):
     """The way from a URL to a stream with a websocket on it, and what to say where it ends early: the same for every
     transport. A subclass shakes hands.
     """
@@ -281,13 +282,13 @@ class Dialer:
             raise ConnectionFailed(f"no connection to {self.url}{self._via}: {why}", final=final) from cause
         return tls
 
+    @abstractmethod
     async def _shake_hands(self, nursery: trio.Nursery, wire: Wire) -> None:
         """Make a websocket of it, or raise what `_refused` says."""
-        raise NotImplementedError
 
+    @abstractmethod
     def _expect_refusal(self) -> None:
         """The server says no: its words have `REFUSAL_GRACE` seconds to arrive."""
-        raise NotImplementedError
 
     def _refused(self, wire: Wire, error: BaseException | None) -> ConnectionFailed:
         """What became of the handshake that is no websocket now; ``error`` is the library's."""

@@ -16,6 +16,12 @@ settings.register_profile(
 settings.load_profile("steady")
 
 
+@pytest.fixture(scope="session")
+def authority():
+    """A certificate authority that nobody knows."""
+    return pytest.importorskip("trustme").CA()
+
+
 SECRETS: set[str] = set()  # of all accounts that were opened, and of all that signed in; and what was signed by them
 LEAKS: dict[str, None] = {}  # the tests, each once
 

@@ -89,6 +89,14 @@ async def serve_websocket(
         nursery.cancel_scope.cancel()
 
 
+def tls(authority: Any, *names: str) -> tuple[ssl.SSLContext, ssl.SSLContext]:
+    """The contexts of a server with a certificate for these names, and of a client that trusts the authority."""
+    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
+    authority.issue_cert(*names).configure_cert(server)
+    authority.configure_trust(client)
+    return server, client
+
+
 def open_sockets() -> int:
     """How many sockets this process has open."""
     found = 0

@@ -27,11 +27,6 @@ AT_ONCE = 5.0  # seconds, on a busy machine; connecting may take PATIENCE
 PATIENCE = 60.0
 
 
-@pytest.fixture(scope="module")
-def authority():
-    return trustme.CA()
-
-
 @pytest.fixture(params=["default", "fast"])
 def transport(request):
     if request.param == "fast":

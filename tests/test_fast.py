@@ -7,7 +7,6 @@ import base64
 import hashlib
 import logging
 import random
-import ssl
 import struct
 import sys
 import zlib
@@ -27,7 +26,7 @@ from bitmex_streams import Connection
 from bitmex_streams.errors import ConnectionFailed
 from bitmex_streams.fast import FastTransport
 from bitmex_streams.transport import TRANSPORTS, TransportClosed
-from tests.servers import ScriptedExchange, open_sockets, receive_head, serve_tcp, serve_websocket
+from tests.servers import ScriptedExchange, open_sockets, receive_head, serve_tcp, serve_websocket, tls
 
 
 @pytest.fixture(autouse=True)
@@ -594,18 +593,6 @@ async def test_compression_is_not_offered_when_it_is_not_wanted():
 
 
 # --- TLS ---
-
-
-@pytest.fixture(scope="module")
-def authority():
-    return pytest.importorskip("trustme").CA()
-
-
-def tls(authority, name):
-    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
-    authority.issue_cert(name).configure_cert(server)
-    authority.configure_trust(client)
-    return server, client
 
 
 async def test_the_messages_of_many_tls_records_are_handed_over_at_once(authority):

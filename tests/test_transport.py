@@ -17,7 +17,7 @@ import trio_websocket
 
 from bitmex_streams.errors import ConnectionFailed
 from bitmex_streams.transport import TRANSPORTS, TransportClosed, WebsocketTransport, check_url
-from tests.servers import ScriptedExchange, open_sockets, receive_head, serve_tcp, serve_websocket
+from tests.servers import ScriptedExchange, open_sockets, receive_head, serve_tcp, serve_websocket, tls
 
 SWITCH = b"HTTP/1.1 101 Switching Protocols\r\n"
 
@@ -408,19 +408,6 @@ async def test_cancelled_while_connecting_it_leaves_nothing(make, at):
 
 # --- TLS -------------------------------------------------------------------------------------------------------------
 # ------------
-
-
-@pytest.fixture(scope="module")
-def authority():
-    trustme = pytest.importorskip("trustme")
-    return trustme.CA()
-
-
-def tls(authority, *names):
-    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
-    authority.issue_cert(*names).configure_cert(server)
-    authority.configure_trust(client)
-    return server, client
 
 
 async def test_tls_with_a_certificate_that_verifies(make, authority):

@@ -72,6 +72,19 @@ _TRADE_BIN = Schema(
     _OF_INSTRUMENT,
     _SERIES,
 )
+_NOTIFICATION = Schema(
+    ["id"],
+    _types("""long: id
+              timestamp: date
+              list: title body
+              long: ttl
+              symbol: type
+              boolean: closable persist waitForVisibility
+              symbol: sound"""),
+    {},
+    {"id": "sorted"},
+    by_symbol=False,
+)
 
 SCHEMAS: dict[str, Schema] = {
     "announcement": Schema(
@@ -177,19 +190,7 @@ SCHEMAS: dict[str, Schema] = {
         _OF_INSTRUMENT,
         {"symbol": "sorted"},
     ),
-    "publicNotifications": Schema(
-        ["id"],
-        _types("""long: id
-                  timestamp: date
-                  list: title body
-                  long: ttl
-                  symbol: type
-                  boolean: closable persist waitForVisibility
-                  symbol: sound"""),
-        {},
-        {"id": "sorted"},
-        by_symbol=False,
-    ),
+    "publicNotifications": _NOTIFICATION,
     "quote": _QUOTE,
     **{f"quoteBin{size}": _QUOTE for size in BIN_MINUTES},
     "settlement": Schema(
@@ -328,19 +329,7 @@ PRIVATE_SCHEMAS: dict[str, Schema] = {
         {"symbol": "instrument"},
         {"account": "sorted", "symbol": "grouped", "currency": "grouped"},
     ),
-    "privateNotifications": Schema(
-        ["id"],
-        _types("""long: id
-                  timestamp: date
-                  list: title body
-                  long: ttl
-                  symbol: type
-                  boolean: closable persist waitForVisibility
-                  symbol: sound"""),
-        {},
-        {"id": "sorted"},
-        by_symbol=False,
-    ),
+    "privateNotifications": _NOTIFICATION,
     "transact": Schema(
         ["transactID"],
         _types("""guid: transactID

@@ -15,8 +15,7 @@ from typing import Any
 
 from ..coverage import Topic
 from ..messages import Fill, FillsMissing, Row, TableUpdate, symbol_of
-from ..timestamps import to_nanoseconds
-from .follower import AccountFollower, number_in, text_in, whole_in
+from .follower import AccountFollower, account_in, number_in, text_in, time_in, whole_in
 
 __all__ = ["Fills"]
 
@@ -86,7 +85,7 @@ class Fills(AccountFollower):
                 reached.add(of)
             elif of is None:
                 self._add_from_partial(row, update, topic, late=False)
-            elif of in reached or (of not in overlapping and (_time(row) or forgotten + 1) > forgotten):
+            elif of in reached or (of not in overlapping and (time_in(row) or forgotten + 1) > forgotten):
                 yield from self._add_from_partial(row, update, of, late=True)
         if not any(followed.covers(topic.filter) for followed in self._followed):
             self._followed.append(topic)
@@ -138,7 +137,8 @@ class Fills(AccountFollower):
             self._recent.append(fill)
         exec_id = _exec_id(row)
         if exec_id is not None:
-            self._known[exec_id] = {"time": _time(row)} | {key: row[key] for key in ("account", "symbol") if key in row}
+            of = {key: row[key] for key in ("account", "symbol") if key in row}
+            self._known[exec_id] = {"time": time_in(row)} | of
             if len(self._known) > self.keep:
                 _, oldest = self._known.popitem(last=False)
                 self._forgotten = max(self._forgotten, oldest["time"] or 0)
@@ -152,7 +152,7 @@ def _in_order(rows: Iterable[Row]) -> list[Row]:
     """Rows in the order of their timestamps; those of one, and those without, stay where they were sent."""
     timed, latest = [], 0
     for row in rows:
-        time = _time(row)
+        time = time_in(row)
         latest = latest if time is None else time
         timed.append((latest, row))
     return [row for _, row in sorted(timed, key=itemgetter(0))]
@@ -161,14 +161,6 @@ def _in_order(rows: Iterable[Row]) -> list[Row]:
 def _exec_id(row: Row) -> str | None:
     exec_id = row.get("execID")
     return exec_id if type(exec_id) is str else None
-
-
-def _time(row: Row) -> int | None:
-    """The timestamp of a row in ns; None where it has none that is valid."""
-    try:
-        return to_nanoseconds(row.get("timestamp"))  # type: ignore[arg-type]
-    except ValueError:
-        return None
 
 
 def _fill(row: Row, update: TableUpdate, *, late: bool = False) -> Fill | None:
@@ -185,7 +177,7 @@ def _fill(row: Row, update: TableUpdate, *, late: bool = False) -> Fill | None:
         exec_id=exec_id,
         order_id=text_in(row, "orderID"),
         client_order_id=text_in(row, "clOrdID", ""),
-        account=None if row.get("account") is None else whole_in(row, "account"),
+        account=account_in(row),
         symbol=text_in(row, "symbol"),
         side=text_in(row, "side", ""),
         size=whole_in(row, "lastQty"),

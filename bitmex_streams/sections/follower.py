@@ -18,8 +18,19 @@ from msgspec.structs import replace
 from ..coverage import Coverage, Topic
 from ..messages import Row, TableMessage, TableUpdate
 from ..operator import Operator
+from ..timestamps import to_nanoseconds
 
-__all__ = ["AccountFollower", "Follower", "checked_account", "narrowed", "number_in", "text_in", "whole_in"]
+__all__ = [
+    "AccountFollower",
+    "Follower",
+    "account_in",
+    "checked_account",
+    "narrowed",
+    "number_in",
+    "text_in",
+    "time_in",
+    "whole_in",
+]
 
 log = logging.getLogger("bitmex_streams")
 
@@ -191,6 +202,20 @@ def whole_in(row: Mapping[str, Any], field: str, default: int | None = None) -> 
     if value is not None and _is_number(value) and value == int(value):
         return int(value)
     raise ValueError(f"its {field} is no whole number: {_brief(row)}")
+
+
+def account_in(row: Mapping[str, Any]) -> int | None:
+    """The account of a row; None where it names none. ValueError where it is no number."""
+    return None if row.get("account") is None else whole_in(row, "account")
+
+
+def time_in(row: Mapping[str, Any]) -> int | None:
+    """The timestamp of a row in ns since the epoch; None where it has none that is valid."""
+    timestamp = row.get("timestamp")
+    try:
+        return to_nanoseconds(timestamp) if type(timestamp) is str else None
+    except ValueError:
+        return None
 
 
 def number_in(row: Mapping[str, Any], field: str) -> Any:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, ClassVar, TypeVar
 
@@ -51,9 +52,9 @@ class Latest(Follower, Mapping[str, Item]):
     def __len__(self) -> int:
         return len(self._latest)
 
+    @abstractmethod
     def topics_of(self, key: str) -> Iterable[Topic]:
         """The topics that the item of ``key`` is drawn from, of those that partials have come for."""
-        raise NotImplementedError
 
     def is_lost(self, key: str) -> bool:
         """Whether the item of ``key`` is stale, in the order of the stream."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from ..coverage import Topic
 from ..messages import MarginState, Row, TableUpdate
-from .follower import number_in, text_in, whole_in
+from .follower import account_in, number_in, text_in, whole_in
 from .latest import OfAccount
 
 __all__ = ["Margin"]
@@ -54,7 +54,7 @@ class Margin(OfAccount[MarginState]):
 
 def _state(row: Row, update: TableUpdate) -> MarginState:
     return MarginState(
-        account=None if row.get("account") is None else whole_in(row, "account"),
+        account=account_in(row),
         currency=text_in(row, "currency"),
         wallet_balance=whole_in(row, "walletBalance"),
         margin_balance=whole_in(row, "marginBalance"),

@@ -12,7 +12,7 @@ from msgspec.structs import replace
 
 from ..coverage import Topic
 from ..messages import OrderState, Row, TableUpdate
-from .follower import AccountFollower, number_in, text_in, whole_in
+from .follower import AccountFollower, account_in, number_in, text_in, whole_in
 
 __all__ = ["Orders"]
 
@@ -149,7 +149,7 @@ def _order(row: Row, update: TableUpdate) -> OrderState:
     return OrderState(
         order_id=text_in(row, "orderID"),
         client_order_id=text_in(row, "clOrdID", ""),
-        account=None if row.get("account") is None else whole_in(row, "account"),
+        account=account_in(row),
         symbol=text_in(row, "symbol"),
         side=text_in(row, "side", ""),
         order_type=text_in(row, "ordType", ""),

@@ -15,8 +15,7 @@ from typing import Any, NamedTuple
 from ..coverage import Topic
 from ..inventory import Contract, Inventory
 from ..messages import Position, Row, TableUpdate
-from ..timestamps import to_nanoseconds
-from .follower import number_in, text_in, whole_in
+from .follower import account_in, number_in, text_in, time_in, whole_in
 from .latest import OfAccount
 
 __all__ = ["Positions"]
@@ -322,7 +321,7 @@ class _Told(NamedTuple):
         """ValueError says what is wrong with it."""
         return cls(
             symbol=text_in(row, "symbol"),
-            account=None if row.get("account") is None else whole_in(row, "account"),
+            account=account_in(row),
             strategy=text_in(row, "strategy", ""),
             currency=text_in(row, "currency"),
             size=whole_in(row, "currentQty"),
@@ -414,7 +413,7 @@ class _Executions:
         What comes for the first time is history. Where a partial has an execution that is known, it has all that
         followed, and what is before that was known and is forgotten; where it has none, it may not reach back.
         """
-        ordered = sorted(rows, key=_time)
+        ordered = sorted(rows, key=lambda row: time_in(row) or 0)
         if any(followed.covers(topic.filter) for followed in self._followed):
             scopes = [topic]
         else:
@@ -438,11 +437,3 @@ class _Executions:
     def _knows(self, row: Mapping[str, Any]) -> bool:
         exec_id = row.get("execID")
         return type(exec_id) is str and exec_id in self._known
-
-
-def _time(row: Mapping[str, Any]) -> int:
-    """The timestamp of a row in ns; 0 where it has none that is valid."""
-    try:
-        return to_nanoseconds(row.get("timestamp"))  # type: ignore[arg-type]
-    except ValueError:
-        return 0

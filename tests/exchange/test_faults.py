@@ -20,7 +20,7 @@ from bitmex_streams.errors import ConnectionFailed
 from bitmex_streams.exchange import open_exchange
 from bitmex_streams.exchange.tables import topic_name
 from tests.exchange.clients import handshake, open_client, paused
-from tests.servers import open_sockets, receive_head
+from tests.servers import open_sockets, receive_head, tls
 
 TEXT, BINARY, CLOSE, PING, PONG = 0x1, 0x2, 0x8, 0x9, 0xA
 
@@ -794,19 +794,6 @@ async def test_arguments_that_make_no_sense_are_refused(call, words):
 
 
 # --- TLS
-
-
-@pytest.fixture(scope="module")
-def authority():
-    trustme = pytest.importorskip("trustme")
-    return trustme.CA()
-
-
-def tls(authority, *names):
-    server, client = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER), ssl.create_default_context()
-    authority.issue_cert(*names).configure_cert(server)
-    authority.configure_trust(client)
-    return server, client
 
 
 async def test_over_tls_all_is_as_without(authority):

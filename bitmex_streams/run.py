@@ -178,7 +178,7 @@ class Run:
         buffer = self.input._buffer
         while not (buffer.closed or (buffer.ended and not buffer.items)):
             with trio.move_on_after(limit):
-                await buffer.changed.park()
+                await buffer.change()
                 continue
             if not len(self.inbox):  # else it waits for those behind it
                 break

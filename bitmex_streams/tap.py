@@ -13,13 +13,14 @@ mark replaces an older one of the same kind and stream, which tells a consumer n
 from __future__ import annotations
 
 import math
-import time
 from abc import ABC, abstractmethod
 from collections import OrderedDict, deque
-from collections.abc import Callable, Hashable
+from collections.abc import Callable, Coroutine, Hashable
+from time import perf_counter
 from typing import Any, NamedTuple
 
 import trio
+from trio.lowlevel import current_task
 
 from .messages import conflated, is_mark, stream_key
 
@@ -66,8 +67,12 @@ class OverflowPolicy(ABC):
         self.closed = False
         self.error: BaseException | None = None
         self.on_close: Callable[[], None] | None = None
-        self.news = trio.lowlevel.ParkingLot()
-        self.changed = trio.lowlevel.ParkingLot()
+        self.hungry = False
+        """Whether a consumer sleeps until there is an item. (To ask a parking lot is a call, for each item.)"""
+        self.watched = False
+        """Whether somebody sleeps until an item was taken, or a consumer has come."""
+        self._news = trio.lowlevel.ParkingLot()
+        self._changed = trio.lowlevel.ParkingLot()
 
     def __len__(self) -> int:
         return len(self.items)
@@ -88,6 +93,32 @@ class OverflowPolicy(ABC):
     def pop(self) -> Any:
         """The next item. Only called where there is one."""
 
+    async def wait(self) -> None:
+        """Sleep until there is news for a consumer: an item, the end, that it was closed."""
+        self.hungry = True
+        await self._news.park()
+
+    def feed(self) -> None:
+        """There is an item for a consumer that sleeps."""
+        self._news.unpark()
+        self.hungry = bool(self._news)
+
+    async def change(self) -> None:
+        """Sleep until an item was taken, a consumer has come, or the last one has gone."""
+        self.watched = True
+        await self._changed.park()
+
+    def tell(self) -> None:
+        """That has happened."""
+        self.watched = False
+        self._changed.unpark_all()
+
+    def wake_all(self) -> None:
+        """Wake whoever sleeps."""
+        self.hungry = False
+        self._news.unpark_all()
+        self.tell()
+
     def clear(self) -> None:
         """Forget what is there."""
         self.items.clear()
@@ -97,15 +128,13 @@ class OverflowPolicy(ABC):
         if not self.ended:
             self.ended = True
             self.error = error
-        self.news.unpark_all()
-        self.changed.unpark_all()
+        self.wake_all()
 
     def close(self) -> None:
         """The last consumer is gone."""
         self.closed = True
         self.clear()
-        self.news.unpark_all()
-        self.changed.unpark_all()
+        self.wake_all()
         if self.on_close is not None:
             self.on_close()
 
@@ -115,12 +144,12 @@ class OverflowPolicy(ABC):
         """
         while len(self) and not (self.closed or self.ended or self.abandoned):
             with trio.CancelScope(deadline=trio.current_time() + self.patience):
-                await self.changed.park()
+                await self.change()
                 continue
             self.abandoned = True
         with trio.move_on_after(grace):
             while not (self.receivers or self.closed or self.ended or self.abandoned):
-                await self.changed.park()
+                await self.change()
 
 
 class Block(OverflowPolicy):
@@ -141,15 +170,15 @@ class Block(OverflowPolicy):
     def put(self, item: Any) -> None:
         items = self._items
         items.append(item)
-        if self.news:
-            self.news.unpark()
+        if self.hungry:
+            self.feed()
         if len(items) > self.capacity + self.receivers:
             self._pressed.add(self)
 
     def pop(self) -> Any:
         item = self._items.popleft()
-        if self.changed:
-            self.changed.unpark_all()
+        if self.watched:
+            self.tell()
         return item
 
     async def room(self) -> None:
@@ -158,7 +187,7 @@ class Block(OverflowPolicy):
         """
         while self.over:
             with trio.CancelScope(deadline=trio.current_time() + self.patience):
-                await self.changed.park()
+                await self.change()
                 continue
             self.abandoned = True
             raise trio.BusyResourceError(
@@ -182,8 +211,8 @@ class _Dropping(OverflowPolicy):
 
     def _append(self, item: Any) -> None:
         self._items.append(item)
-        if self.news:
-            self.news.unpark()
+        if self.hungry:
+            self.feed()
 
     def _drop(self, item: Any) -> None:
         self.dropped += 1
@@ -228,8 +257,8 @@ class DropOldest(_Dropping):
 
     def pop(self) -> Any:
         item = self._items.popleft()
-        if self.changed:
-            self.changed.unpark_all()
+        if self.watched:
+            self.tell()
         return item if is_mark(item) else self._mend(item)  # the gap may be behind the mark
 
 
@@ -246,8 +275,8 @@ class DropNewest(_Dropping):
 
     def pop(self) -> Any:
         item = self._items.popleft()
-        if self.changed:
-            self.changed.unpark_all()
+        if self.watched:
+            self.tell()
         return item
 
 
@@ -280,14 +309,14 @@ class Latest(OverflowPolicy):
                     del items[key]
             items[key] = item
             self._marked[key] = self._marks
-        if self.news:
-            self.news.unpark()
+        if self.hungry:
+            self.feed()
 
     def pop(self) -> Any:
         key, item = self._items.popitem(last=False)
         self._marked.pop(key, None)
-        if self.changed:
-            self.changed.unpark_all()
+        if self.watched:
+            self.tell()
         return item
 
     def clear(self) -> None:
@@ -333,37 +362,54 @@ class Tap(trio.abc.ReceiveChannel[Any]):
 
     def __init__(self, buffer: OverflowPolicy) -> None:
         self._buffer = buffer
+        self._pop = buffer.pop
+        self._items = buffer.items
         self._closed = False
-        self._left = BATCH
-        self._since = 0.0
+        self._left = BATCH  # how many items may still be taken without a pass through the scheduler; 0 when closed
+        self._until = 0.0  # and until when (s, on time.perf_counter)
         buffer.ends += 1
 
-    async def receive(self) -> Any:
+    def receive(self) -> Coroutine[Any, Any, Any]:
         """The next item; waits for it.
 
         Raises trio.EndOfChannel when the pipeline has ended and all was taken, trio.ClosedResourceError when this tap
         was closed, and trio.BrokenResourceError when the pipeline has failed (its context raises the error; consumers
         within that are cancelled instead).
         """
-        buffer = self._buffer
-        if buffer.items and not self._closed:
-            if self._left > 0 and time.perf_counter() - self._since < BATCH_SECONDS:
-                self._left -= 1
-                await trio.lowlevel.checkpoint_if_cancelled()
-                return buffer.pop()
-            await trio.lowlevel.checkpoint()
-            self._left = BATCH - 1
-            self._since = time.perf_counter()
-            if buffer.items:  # a clone, or a close, may have been faster
-                return buffer.pop()
-        else:
-            await trio.lowlevel.checkpoint_if_cancelled()
-        return await self._wait()
+        return self._receive(trio.EndOfChannel)
 
-    async def _wait(self) -> Any:
+    def __anext__(self) -> Coroutine[Any, Any, Any]:
+        return self._receive(StopAsyncIteration)
+
+    async def _receive(self, end: type[Exception]) -> Any:
+        # Within a batch nobody else runs: only the consumer itself can have cancelled its scope since the last pass.
+        # To look at that here, not by `trio.lowlevel.checkpoint_if_cancelled`, saves 0.2 us of 1 us an item.
+        if (
+            self._items
+            and self._left > 0
+            and perf_counter() < self._until
+            and not current_task()._cancel_status.effectively_cancelled
+        ):
+            self._left -= 1
+            return self._pop()
+        buffer = self._buffer
+        if not buffer.items or self._closed:
+            await trio.lowlevel.checkpoint_if_cancelled()
+            return await self._wait(end)
+        await trio.lowlevel.checkpoint()
+        if not buffer.items:  # a clone, or a close, was faster
+            return await self._wait(end)
+        self._begin_batch()
+        return buffer.pop()
+
+    def _begin_batch(self) -> None:
+        self._left = BATCH - 1
+        self._until = perf_counter() + BATCH_SECONDS
+
+    async def _wait(self, end: type[Exception]) -> Any:
         buffer = self._buffer
         buffer.receivers += 1
-        buffer.changed.unpark_all()
+        buffer.tell()
         waited = False
         try:
             while True:
@@ -374,28 +420,18 @@ class Tap(trio.abc.ReceiveChannel[Any]):
                 if buffer.ended:
                     if not waited:
                         await trio.lowlevel.checkpoint()
-                    raise self._end_of_channel()
+                    raise end if buffer.error is None else self._broken(buffer.error)
                 waited = True
-                await buffer.news.park()
+                await buffer.wait()
         finally:
             buffer.receivers -= 1
-        self._left = BATCH
-        self._since = time.perf_counter()
+        self._begin_batch()
         return buffer.pop()
 
-    def _end_of_channel(self) -> Exception:
-        error = self._buffer.error
-        if error is None:
-            return trio.EndOfChannel()
+    def _broken(self, error: BaseException) -> trio.BrokenResourceError:
         broken = trio.BrokenResourceError(f"the pipeline failed, with {type(error).__name__}, which its context raises")
         broken.__cause__ = error
         return broken
-
-    async def __anext__(self) -> Any:
-        try:
-            return await self.receive()
-        except trio.EndOfChannel:
-            raise StopAsyncIteration from None
 
     def receive_nowait(self) -> Any:
         """The next item, or trio.WouldBlock where there is none. Other errors as `receive`."""
@@ -404,7 +440,7 @@ class Tap(trio.abc.ReceiveChannel[Any]):
         if self._buffer.items:
             return self._buffer.pop()
         if self._buffer.ended:
-            raise self._end_of_channel()
+            raise trio.EndOfChannel if self._buffer.error is None else self._broken(self._buffer.error)
         raise trio.WouldBlock
 
     def _drain(self) -> list[Any]:
@@ -426,11 +462,12 @@ class Tap(trio.abc.ReceiveChannel[Any]):
         """Close this end, at once. Tasks that wait in `receive` on it get trio.ClosedResourceError."""
         if not self._closed:
             self._closed = True
+            self._left = 0
             self._buffer.ends -= 1
             if self._buffer.ends == 0:
                 self._buffer.close()
             else:
-                self._buffer.news.unpark_all()
+                self._buffer.wake_all()
 
     async def aclose(self) -> None:
         """`close`, and a checkpoint."""

@@ -1,8 +1,9 @@
 """`OrderBook`: the levels of one symbol, best first on both sides.
 
 Levels are kept by the exchange's id, because an update or a delete need not say the price. Each side is two dicts, id
-to price and id to size, and the ids in the order of their prices. So an update is one store into a dict; only inserts
-and deletes touch the order."""
+to price and id to size, and the ids in the order of their prices. So an update is one store into a dict. What was
+inserted or deleted is put into the order when somebody looks beyond the best level, or when that one is gone: a level
+that comes and goes in between costs the order nothing, which is most of what a delta costs otherwise."""
 
 from __future__ import annotations
 
@@ -23,7 +24,7 @@ class Ladder(Sequence[Level]):
     """One side of an `OrderBook`, live: a sequence of `Level` (price, size), best first. ``ladder[:n]`` costs n, not
     the side."""
 
-    __slots__ = ("_best", "_best_id", "_highest_first", "_order", "_prices", "_sizes")
+    __slots__ = ("_best", "_best_id", "_highest_first", "_order", "_pending", "_prices", "_sizes")
 
     def __init__(self, side: Side) -> None:
         self._highest_first = side == "Buy"
@@ -31,42 +32,82 @@ class Ladder(Sequence[Level]):
 
     def _load(self, prices: dict[int, Any], sizes: dict[int, int]) -> None:
         """Take over all levels at once."""
-        self._prices = prices
+        self._prices = prices  # also of what is deleted and still in the order
         self._sizes = sizes
         self._order = SortedKeyList(prices, key=prices.__getitem__)  # ids, from the lowest price to the highest
-        self._best: Level | None = None
-        self._best_id: int | None = None  # of the level in _best; None: _best is to be found anew, or there is none
+        self._pending: set[int] = set()  # ids in the order that are deleted, and ids that are not yet in the order
+        self._best: Level | None = None  # no level is better than this, though it may be gone
+        self._best_id: int | None = None  # of the level in _best; None: it is to be found anew
 
     @property
     def best(self) -> Level | None:
         """The first level, or None; O(1)."""
-        if self._best_id is None and self._order:
-            self._best_id = best = self._order[-1 if self._highest_first else 0]
-            self._best = Level(self._prices[best], self._sizes[best])
+        if self._best_id is None:
+            if not self._sizes:
+                return None
+            best = self._ordered()[-1 if self._highest_first else 0]
+            self._best, self._best_id = Level(self._prices[best], self._sizes[best]), best
         return self._best
 
+    def _ordered(self) -> Any:
+        """The ids in their order, brought up to date."""
+        if self._pending:
+            prices, sizes, order = self._prices, self._sizes, self._order
+            anew = 4 * len(self._pending) > len(sizes)  # then to sort is cheaper
+            for id in self._pending:
+                if id not in sizes:
+                    if not anew:
+                        order.remove(id)
+                    del prices[id]
+                elif not anew:
+                    order.add(id)
+            if anew:
+                self._order = SortedKeyList(prices, key=prices.__getitem__)
+            self._pending = set()
+            self._best_id = None  # for two levels of one price may have changed places
+        return self._order
+
     def _insert(self, id: int, price: Any, size: int) -> None:
+        """Add a level, which is not there."""
+        pending = self._pending
+        if id not in pending:
+            pending.add(id)
+        elif self._prices[id] == price:
+            pending.remove(id)  # it is back where it was
+        else:
+            self._ordered()
+            self._pending.add(id)
         self._prices[id] = price
         self._sizes[id] = size
-        self._order.add(id)
         best = self._best
-        if best is None or (price >= best[0] if self._highest_first else price <= best[0]):
-            self._best_id = None
+        if best is not None:
+            if price > best[0] if self._highest_first else price < best[0]:
+                self._best, self._best_id = Level(price, size), id
+            elif price == best[0]:  # the order says which is first
+                self._best_id = None
 
     def _delete(self, id: int) -> Any:
-        """The price of the level that is gone."""
-        self._order.remove(id)
+        """The price of the level, which is there, and is gone then."""
         del self._sizes[id]
+        pending = self._pending
         if id == self._best_id:
-            self._best = self._best_id = None
-        return self._prices.pop(id)
+            self._best_id = None
+        if id in pending:
+            pending.remove(id)  # the order has not heard of it
+            return self._prices.pop(id)
+        pending.add(id)
+        price = self._prices[id]
+        if len(pending) > len(self._sizes):  # what is gone takes no more room than what is there
+            self._ordered()
+        return price
 
     def __len__(self) -> int:
         return len(self._sizes)
 
     def __iter__(self) -> Iterator[Level]:
         prices, sizes = self._prices, self._sizes
-        for id in reversed(self._order) if self._highest_first else self._order:
+        order = self._ordered()
+        for id in reversed(order) if self._highest_first else order:
             yield Level(prices[id], sizes[id])
 
     @overload
@@ -79,7 +120,7 @@ class Ladder(Sequence[Level]):
                 return list(islice(self, index.stop))
             return list(self)[index]
         try:
-            id = self._order[-1 - index if self._highest_first else index]
+            id = self._ordered()[-1 - index if self._highest_first else index]
         except IndexError:
             raise IndexError(f"there are {len(self)} levels, no level {index}") from None
         return Level(self._prices[id], self._sizes[id])
@@ -293,36 +334,35 @@ class OrderBook(BookView):
         Raises ValueError for a row that contradicts the book (an update or delete of a level that is not there, an
         insert of one that is) or is no level. What came before that row has been applied then: the book is to be
         loaded anew."""
+        bids, asks = self.bids, self.asks
         changes: list[Change] = []
         row: Row = {}
         try:
             for row in rows:
                 side, id = row["side"], row["id"]
-                ladder = self.bids if side == "Buy" else self.asks
+                ladder = bids if side == "Buy" else asks
+                sizes = ladder._sizes
                 if action == "update":
-                    sizes = ladder._sizes
-                    if id not in sizes or (side != "Sell" and ladder is self.asks):
+                    if id not in sizes or (ladder is asks and side != "Sell"):
                         raise ValueError(f"an update of a level that is not there: {row}")
                     size = row.get("size")
                     if type(size) is not int or size <= 0:
                         size = sizes[id] if size is None else _size(size, row)
-                    old = ladder._prices[id]
-                    price = row.get("price")
-                    if price is not None and price != old:  # never seen of BitMEX, whose ids stand for prices
+                    old, price = ladder._prices[id], row.get("price")
+                    if price is None or price == old:
+                        price = old
+                        sizes[id] = size
+                        if id == ladder._best_id:
+                            ladder._best = Level(price, size)
+                    else:  # never seen of BitMEX, whose ids stand for prices
                         price = _price(price, row)
                         ladder._delete(id)
                         ladder._insert(id, price, size)
                         changes.append((side, old, 0))
-                    else:
-                        price = old
-                        sizes[id] = size
-                        if id == ladder._best_id:
-                            ladder._best_id = None
-                    changes.append((side, price, size))
-                elif side != "Buy" and side != "Sell":
+                elif side != "Sell" and ladder is asks:
                     raise _no_level(row)
                 elif action == "insert":
-                    if id in ladder._sizes:
+                    if id in sizes:
                         raise ValueError(f"an insert of a level that is already there: {row}")
                     price, size = row["price"], row["size"]
                     if type(id) is not int:
@@ -332,11 +372,11 @@ class OrderBook(BookView):
                     if type(size) is not int or size <= 0:
                         size = _size(size, row)
                     ladder._insert(id, price, size)
-                    changes.append((side, price, size))
                 else:
-                    if id not in ladder._sizes:
+                    if id not in sizes:
                         raise ValueError(f"a delete of a level that is not there: {row}")
-                    changes.append((side, ladder._delete(id), 0))
+                    price, size = ladder._delete(id), 0
+                changes.append((side, price, size))
         except (KeyError, TypeError):  # of the row: a field is missing, or an id that is none
             raise _no_level(row) from None
         timestamp = row.get("timestamp")

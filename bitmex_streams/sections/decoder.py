@@ -15,6 +15,7 @@ import msgspec
 from ..auth import masked, may_hold_key
 from ..errors import DecodeError
 from ..messages import (
+    Action,
     Authenticated,
     CancelAllAfter,
     ErrorMessage,
@@ -34,7 +35,6 @@ __all__ = ["Decoder"]
 
 log = logging.getLogger("bitmex_streams")
 
-ACTIONS = ("update", "insert", "delete", "partial")
 EXCERPT = 80
 """How many characters of a message that cannot be decoded are shown."""
 
@@ -51,7 +51,7 @@ class _Envelope(msgspec.Struct, gc=False):
     """A table message on the wire."""
 
     table: str | None = None
-    action: Any = None  # checked by the decoder: what is unknown is told apart from what is no table message
+    action: Action | None = None
     data: list[dict[str, Any]] | None = None
     keys: list[str] | None = None
     types: dict[str, Any] | None = None
@@ -105,18 +105,13 @@ class Decoder(Operator):
             message = self._decode(data)
         except UNDECODABLE as error:
             return (self._not_a_table(item, error),)
-        table = message.table
+        table, action, rows = message.table, message.action, message.data
         if table is None:
             return (self._not_a_table(item, None),)
-        action, rows = message.action, message.data
         if len(data) > 2 * DEEPEST and _may_be_deep(data, len(rows or ())) and _is_deep(message):
             return (self._undecodable(item, TOO_DEEP, table),)
-        if rows is None or action not in ACTIONS:
-            wrong = (
-                "there is no list of rows in `data`"
-                if rows is None
-                else f"the action {repr(action)[:EXCERPT]} is unknown"
-            )
+        if rows is None or action is None:
+            wrong = "there is no list of rows in `data`" if rows is None else "there is no `action`"
             return (self._undecodable(item, wrong, table),)
         self.rows += len(rows)
         if self.number is not None:
@@ -169,7 +164,10 @@ class Decoder(Operator):
             return self._undecodable(item, f"a JSON object was expected, not {type(content).__name__}")
         table = content.get("table")
         if error is not None and table is not None:
-            return self._undecodable(item, _first_line(error), table if isinstance(table, str) else None)
+            wrong, action = _first_line(error), content.get("action")
+            if "$.action" in wrong:  # as msgspec says where it is
+                wrong = f"the action {repr(action)[:EXCERPT]} is unknown"
+            return self._undecodable(item, wrong, table if isinstance(table, str) else None)
         return _control(content, item.received, item.source)
 
     def _undecodable(self, item: RawMessage, wrong: str, topic: str | None = None) -> StateLost:

@@ -145,7 +145,7 @@ def test_keys_and_signatures_are_masked_wherever_they_are_echoed(caplog: pytest.
     [
         ('{"table":"trade","acti', "truncated", None),
         ("hello", "malformed", None),
-        (b'{"table":"trade","action":"insert","data":[{"symbol":"\xff"}]}', "utf-8", None),
+        (b'{"table":"trade","action":"insert","data":[{"symbol":"\xff"}]}', "UTF-8", None),
         ("[1]", "a JSON object was expected, not list", None),
         ("[" * 100_000, "", None),
         ('{"table":7,"action":"insert","data":[]}', "`$.table`", None),
@@ -164,7 +164,7 @@ def test_what_cannot_be_decoded_is_a_loss_of_state_that_names_the_place(
         item = decode(data)
     assert (type(item), item.received, item.source, item.topic) == (StateLost, 7, SOURCE, topic)
     assert item.reason.startswith("ws://exchange, line 3: cannot be decoded: ")
-    assert wrong in item.reason
+    assert wrong.lower() in item.reason.lower()  # msgspec and the codec write it differently
     assert len(item.reason) < 500
     assert caplog.messages == [item.reason]
     with pytest.raises(DecodeError) as raised:

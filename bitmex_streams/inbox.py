@@ -57,6 +57,10 @@ class Inbox:
         """Whether the next `put` has to wait."""
         return len(self._items) >= self.max_items or (self.bytes >= self.max_bytes and bool(self._items))
 
+    def has_room(self, items: int, size: int) -> bool:
+        """Whether so many items, of ``size`` together, can be put without going over a limit."""
+        return len(self._items) + items <= self.max_items and self.bytes + size <= self.max_bytes
+
     @property
     def waiting(self) -> int:
         """How many `put` wait for room."""
@@ -78,12 +82,16 @@ class Inbox:
 
     def put_nowait(self, item: Any, size: int = 0) -> None:
         """Put one item in at once, whether or not there is room. For producers that wait by other means."""
+        self.extend_nowait((item,), size)
+
+    def extend_nowait(self, items: Sequence[Any], size: int = 0) -> None:
+        """Put items in at once, whether or not there is room; ``size`` is that of all together."""
         if not self.wanted:
             self.told = True
             raise OutputClosed("nobody wants this: its taps are closed, or the next section has ended")
-        self._items.append(item)
+        self._items.extend(items)
         self.bytes += size
-        self.count += 1
+        self.count += len(items)
         if self._news:
             self._news.unpark()
 

@@ -332,6 +332,11 @@ class ClientProtocol:
 
     # --- what became of it ---
 
+    @property
+    def attentive(self) -> bool:
+        """Whether there may be something to learn from the message of a table: see `receive`."""
+        return bool(self._awaited or self._partials)
+
     def settled(self, topic: str) -> bool:
         """Whether all that was asked about ``topic`` has been sent and answered (or was taken back before it was
         sent).

@@ -30,12 +30,15 @@ from wsproto.events import Ping
 from wsproto.utilities import LocalProtocolError
 
 from .errors import ConnectionFailed
+from .inbox import Inbox
 
 __all__ = ["TRANSPORTS", "Transport", "TransportClosed", "TransportFactory", "WebsocketTransport", "check_url"]
 
 CONNECT_TIMEOUT = 10.0
 CLOSE_TIMEOUT = 2.0
 MAX_MESSAGE_SIZE = 64 * 2**20  # partials of every symbol are some 5 MB
+READ_AHEAD = 64
+"""How many messages trio-websocket's reader may be ahead. They take it a millisecond, in which nobody else runs."""
 CHUNK = 2**16
 MAX_RETRY_AFTER = 3600.0  # a server that asks for more than an hour is asked again after one
 USER_TIMEOUT = 30_000  # ms that what was sent may stay unacknowledged by the other host before TCP gives up
@@ -307,6 +310,30 @@ class Dialer(ABC):
         return ConnectionFailed(f"no connection to {self.url}{self._via}: the server {how}; is it a websocket server?")
 
 
+class _Messages:
+    """Stands in for both ends of the channel between trio-websocket's reader and whoever wants its messages.
+
+    Through that channel each message costs two passes through the scheduler, and one that is larger than allowed
+    discards those before it.
+    """
+
+    def __init__(self, inbox: Inbox) -> None:
+        self._inbox = inbox
+
+    async def send(self, message: str | bytes) -> None:
+        await self._inbox.wait_for_room()
+        self._inbox.put_nowait(message, len(message))
+
+    async def aclose(self) -> None:
+        self._inbox.close()
+
+    async def __aenter__(self) -> None:
+        pass
+
+    async def __aexit__(self, *exc_info: object) -> None:
+        self._inbox.close()
+
+
 class WebsocketTransport(Dialer, Websocket):
     """slurry-websocket's section as a `Transport`; it still works as a section of its own, too.
 
@@ -339,6 +366,7 @@ class WebsocketTransport(Dialer, Websocket):
             parse_json=parse_json,
         )
         self._aim(stream)
+        self._inbox = Inbox(READ_AHEAD, CHUNK)
         self._reader_ended = False
         self._reader_error: Exception | None = None
         self._waits: set[trio.CancelScope] = set()
@@ -353,7 +381,12 @@ class WebsocketTransport(Dialer, Websocket):
     async def _shake_hands(self, nursery: trio.Nursery, wire: Wire) -> None:
         # trio-websocket starts its reader in the nursery it is given, and that is all it wants of it: so we see how
         # the reader ends.
-        watched = SimpleNamespace(start_soon=lambda reader: nursery.start_soon(self._run_reader, reader))
+        def start_soon(reader: Callable[[], Awaitable[None]]) -> None:
+            connection: Any = reader.__self__  # type: ignore[attr-defined]
+            connection._send_channel = connection._recv_channel = _Messages(self._inbox)
+            nursery.start_soon(self._run_reader, reader)
+
+        watched = SimpleNamespace(start_soon=start_soon)
         with self._ending_with_reader():
             self._connection = await trio_websocket.wrap_client_stream(
                 watched,
@@ -361,7 +394,6 @@ class WebsocketTransport(Dialer, Websocket):
                 self.host_header,
                 self.resource,
                 extra_headers=list(self.extra_headers),
-                message_queue_size=0,  # a message larger than allowed discards what is queued
                 max_message_size=self.max_message_size,
             )
             return
@@ -399,11 +431,10 @@ class WebsocketTransport(Dialer, Websocket):
 
     async def receive(self) -> Sequence[str | bytes]:
         """See `Transport.receive`."""
-        try:
-            with self._ending_with_reader():
-                return (await self._connection.get_message(),)
-        except trio_websocket.ConnectionClosed:
-            pass
+        with self._ending_with_reader(), contextlib.suppress(trio.EndOfChannel):
+            return await self._inbox.take()
+        if len(self._inbox):
+            return await self._inbox.take()
         raise self._closed()
 
     async def send(self, message: str) -> None:
@@ -447,6 +478,7 @@ class WebsocketTransport(Dialer, Websocket):
 
     async def aclose(self, code: int = 1000, reason: str | None = None) -> None:
         """See `Transport.aclose`."""
+        self._inbox.shut()
         try:
             if self._connection is not None and not self._reader_ended:
                 with self._ending_with_reader():

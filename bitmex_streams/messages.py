@@ -476,6 +476,12 @@ def symbol_of(row: Mapping[str, Any]) -> str | None:
     return symbol if type(symbol) is str else None
 
 
+def of_one_symbol(rows: Sequence[Row]) -> bool:
+    """Whether all rows (one at least) have the same symbol, or none."""
+    symbol = rows[0].get("symbol")
+    return not [row for row in rows if row.get("symbol") != symbol]  # 0.3 us less than all() of a generator
+
+
 def stream_key(item: Any) -> Any:
     """The stream that an item belongs to, for `latest` taps and `Throttle`: (table, symbol) where it has them, else
     its type; with the topic for what is said of one (`Subscribed`, `Unsubscribed`, `StateLost`), with the symbol for a

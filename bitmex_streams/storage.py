@@ -256,7 +256,7 @@ class _Keyed:
         if old is None:
             self._trimmed(key, "an update")
             return None
-        row = {**old, **delta}
+        row: Row = old | delta
         dict.__setitem__(self.rows, key, row)  # the key is there: its place in the order stays
         return row
 
@@ -404,13 +404,17 @@ class _Books:
         return row
 
     def update(self, delta: Row) -> Row | None:
-        levels, level = self._levels(delta), delta["id"]
-        old = levels.get(level)
-        if old is None:
-            raise ValueError(f"an update of a row that is not there: {_brief(delta)}")
-        row = {**old, **delta}
-        dict.__setitem__(levels, level, row)  # the id is there: its place in the order stays
-        return row
+        try:
+            level = delta["id"]
+            levels = self.rows[delta["symbol"]][delta["side"]]
+            if type(level) is int:
+                row: Row = levels[level] | delta
+                dict.__setitem__(levels, level, row)  # the id is there: its place in the order stays
+                return row
+        except (KeyError, TypeError):
+            pass
+        self._levels(delta)
+        raise ValueError(f"an update of a row that is not there: {_brief(delta)}")
 
     def delete(self, delta: Row) -> Row | None:
         levels, level = self._levels(delta), delta["id"]

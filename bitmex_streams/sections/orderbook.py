@@ -21,6 +21,7 @@ from ..messages import (
     TableMessage,
     TableUpdate,
     Unsubscribed,
+    of_one_symbol,
 )
 from ..operator import Operator
 from ..orderbook import Levels, OrderBook
@@ -143,7 +144,7 @@ class OrderBookMerger(Operator):
                 if (
                     trusted is not None
                     and item.source == trusted.topic.source
-                    and (len(rows) == 1 or _of_one_symbol(rows))
+                    and (len(rows) == 1 or of_one_symbol(rows))
                 ):
                     return self._apply_to_book(trusted, item, rows)
                 return self._process_delta(item, rows)
@@ -173,7 +174,7 @@ class OrderBookMerger(Operator):
             stale = self._stale(self._coverage.opened(item.source), item.received)
         if self.table not in self._coverage.topics or not rows:
             return stale
-        if not _of_one_symbol(rows):
+        if not of_one_symbol(rows):
             return [*stale, *self._apply_to_several(item, rows)]
         symbol = rows[0].get("symbol")
         told = self._apply_to(symbol, item, rows)
@@ -351,8 +352,3 @@ class OrderBookMerger(Operator):
             bid, ask = (tops or {}).get(book.symbol) or (book.best_bid, book.best_ask)
             updates.append(BookUpdate(book.symbol, bid, ask, None, True, book.timestamp, received, book, self.table))
         return updates
-
-
-def _of_one_symbol(rows: Sequence[Row]) -> bool:
-    symbol = rows[0].get("symbol")
-    return all(row.get("symbol") == symbol for row in rows)

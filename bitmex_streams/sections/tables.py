@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..coverage import Coverage, Topic
@@ -22,6 +22,7 @@ from ..messages import (
     TableUpdate,
     Unsubscribed,
     Welcome,
+    of_one_symbol,
 )
 from ..operator import Operator
 from ..protocol import PUBLIC_TABLES
@@ -81,12 +82,12 @@ class TableApplier(Operator):
     def process(self, item: Any) -> Iterable[Any]:
         kind = type(item)
         if kind is TableMessage:
-            lost = self._coverage.opened(item.source) if item.source in self._coverage.opening else ()
             if (orders := self.storage.orders) is not None:
                 orders.advance(item.received)
-            stale = [self._stale(topic, item.received) for topic in lost]
-            told = self._load(item) if item.action == "partial" else self._apply(item)
-            return [*stale, *told] if stale else told
+            if item.source in self._coverage.opening:
+                stale = [self._stale(topic, item.received) for topic in self._coverage.opened(item.source)]
+                return [*stale, *self._change(item)]
+            return self._change(item)
         if kind is Disconnected or kind is Connected or kind is Unsubscribed:  # nothing is to be asked for
             return [self._stale(topic, item.received) for topic in self._coverage.lose_by(item)]
         if kind is StateLost:
@@ -96,6 +97,31 @@ class TableApplier(Operator):
             self._ask([topic.name for topic in concerned] or ([item.topic] if item.topic else []))
             return [self._stale(topic, item.received) for topic in lost]
         return () if kind in CONSUMED else (item,)
+
+    def _change(self, message: TableMessage) -> Iterable[TableUpdate]:
+        table, action, source, rows = message.table, message.action, message.source, message.rows
+        if action == "partial":
+            return self._load(message)
+        store = self.storage.tables.get(table)
+        if store is None or not rows:
+            return ()
+        operate = store.update if action == "update" else store.insert if action == "insert" else store.delete
+        topic = self._coverage.find(table, rows[0])
+        if topic is None or type(topic.scope) is tuple or not (len(rows) == 1 or of_one_symbol(rows)):
+            return self._apply_to_several(message, store.keys, operate)
+        if topic.stale or topic.source != source:
+            return ()
+        whole: list[Row] = []
+        delta: list[Row] = []
+        try:
+            for row in rows:
+                changed = operate(row)
+                if changed is not None:
+                    whole.append(changed)
+                    delta.append(row)
+        except ValueError as error:
+            return self._contradicted([topic], str(error), message.received)
+        return (self._update(message, store.keys, whole, delta),) if whole else ()
 
     def _load(self, message: TableMessage) -> Iterable[TableUpdate]:
         table, rows, filter, source = message.table, message.rows, message.filter or {}, message.source
@@ -143,20 +169,18 @@ class TableApplier(Operator):
             if other.source != topic.source and not other.stale and not topic.covers(other.filter):
                 raise ValueError(f"its keys are {tuple(message.keys)}, where {other.name} is kept by {known.keys}")
 
-    def _apply(self, message: TableMessage) -> Iterable[TableUpdate]:
-        table, action, source = message.table, message.action, message.source
-        find = self._coverage.find
-        store = self.storage.tables.get(table)
-        if store is None:
-            return ()
-        operate = store.update if action == "update" else store.insert if action == "insert" else store.delete
+    def _apply_to_several(
+        self, message: TableMessage, keys: Sequence[str], operate: Callable[[Row], Row | None]
+    ) -> Iterable[TableUpdate]:
+        """Rows that may be of several topics, each of which is applied whole or not at all."""
+        table, find = message.table, self._coverage.find
         rows: list[Row] = []
         delta: list[Row] = []
         stale: list[TableUpdate] = []
         lost: list[Topic] = []
         for row in message.rows:
             topic = find(table, row)
-            if topic is None or topic.stale or topic.source != source:
+            if topic is None or topic.stale or topic.source != message.source:
                 continue
             try:
                 whole = operate(row)
@@ -167,26 +191,27 @@ class TableApplier(Operator):
             if whole is not None:
                 rows.append(whole)
                 delta.append(row)
-        if (
-            lost
-        ):  # a message is applied whole or not at all: what it brought to a topic before the contradiction is not told
+        if lost:  # what the message brought to a topic before the contradiction is not told
             told = [index for index, row in enumerate(delta) if find(table, row) not in lost]
             rows, delta = [rows[index] for index in told], [delta[index] for index in told]
-        if not rows:
-            return stale
-        update = TableUpdate(
-            table,
-            action,
+        return [self._update(message, keys, rows, delta), *stale] if rows else stale
+
+    def _update(
+        self, message: TableMessage, keys: Sequence[str], rows: Sequence[Row], delta: Sequence[Row]
+    ) -> TableUpdate:
+        source = message.source
+        return TableUpdate(
+            message.table,
+            message.action,
             rows,
             message.received,
             source,
             delta,
-            store.keys,
+            keys,
             None,
             "",
             self._coverage.generation.get(source, 0),
         )
-        return [update, *stale] if stale else (update,)
 
     def _contradicted(
         self, topics: list[Topic], reason: str, received: int, *, ask: str | None = None

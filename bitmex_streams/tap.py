@@ -293,6 +293,7 @@ class Latest(OverflowPolicy):
         self._key = key or stream_key
         self._marked: dict[Any, int] = {}  # key -> how many marks had come when its item was put
         self._marks = 0
+        self._replaced: set[Any] = set()  # the keys of items that have taken the place of others
 
     def put(self, item: Any) -> None:
         items = self._items
@@ -302,19 +303,24 @@ class Latest(OverflowPolicy):
             items[_Mark(self._marks)] = item
         else:
             key = self._key(item)
-            if key in items:
+            if key not in items:
+                self._marked[key] = self._marks
+            else:
                 self.dropped += 1
-                item = conflated(item)
+                self._replaced.add(key)
                 if self._marked[key] != self._marks:  # nothing may overtake a mark
                     del items[key]
+                    self._marked[key] = self._marks
             items[key] = item
-            self._marked[key] = self._marks
         if self.hungry:
             self.feed()
 
     def pop(self) -> Any:
         key, item = self._items.popitem(last=False)
         self._marked.pop(key, None)
+        if key in self._replaced:
+            self._replaced.remove(key)
+            item = conflated(item)
         if self.watched:
             self.tell()
         return item
@@ -322,6 +328,7 @@ class Latest(OverflowPolicy):
     def clear(self) -> None:
         super().clear()
         self._marked.clear()
+        self._replaced.clear()
 
     def _fold(self, mark: Any) -> None:
         if len(self._items) - len(self._marked) >= MARKS:

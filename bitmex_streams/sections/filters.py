@@ -60,17 +60,18 @@ class SymbolFilter(Operator):
 
     def process(self, item: Any) -> Iterable[Any]:
         kind = type(item)
-        if kind in _OF_A_SYMBOL:
-            return (item,) if item.symbol in self._wanted else ()
         if kind is TableMessage or kind is TableUpdate:
-            wanted = self._wanted
+            symbols = self.symbols
             covered = item.filter  # given for a partial and for stale
-            if covered and symbol_of(covered) not in wanted:
+            if covered and symbol_of(covered) not in self._wanted:
                 return ()
-            for row in item.rows:
-                if symbol_of(row) not in wanted:
+            for row in item.rows:  # `symbol_of`, without a call for each row
+                symbol = row.get("symbol")
+                if type(symbol) is str and symbol not in symbols:
                     return self._narrow(item)
             return (item,)
+        if kind in _OF_A_SYMBOL:
+            return (item,) if item.symbol in self._wanted else ()
         if kind is StateLost and item.topic is not None:
             _, _, symbol = item.topic.partition(":")
             return (item,) if (symbol or None) in self._wanted else ()

@@ -455,6 +455,7 @@ class MarginState(Struct, frozen=True, gc=False):
 
 # --- what the sections that drop or conflate need to know ---
 
+_MARKS = frozenset({Connected, Disconnected, StateLost, FillsMissing})
 _STALE_OR_NOT = frozenset({BookUpdate, OrderState, Position, Ticker, MarginState})
 
 
@@ -463,11 +464,11 @@ def is_mark(item: Any) -> bool:
     lost.
     """
     kind = type(item)
-    if kind is TableUpdate:
-        return item.action == "stale"
     if kind in _STALE_OR_NOT:
         return item.stale
-    return kind is Connected or kind is Disconnected or kind is StateLost or kind is FillsMissing
+    if kind is TableUpdate:
+        return item.action == "stale"
+    return kind in _MARKS
 
 
 def symbol_of(row: Mapping[str, Any]) -> str | None:

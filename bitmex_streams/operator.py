@@ -121,6 +121,7 @@ class Operator(Section):
                 except trio.EndOfChannel:
                     break
                 for item in items:
+                    clock.wake()
                     clock.see(item)
                     await self._run_timers(clock.now, output)
                     for out in self.process(item):
@@ -148,7 +149,10 @@ class StreamClock:
             received = self.estimate()
         if received > self.now or not self._anchored:
             self.now = received
-        self._anchored = True
+            self._anchored = True
+
+    def wake(self) -> None:
+        """Take note of when it is that items are seen: once they have come, and again after each wait among them."""
         self._seen_at = trio.current_time()
 
     def _effective_rate(self) -> float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import tracemalloc
 from decimal import Decimal
 from typing import Any
 
@@ -153,3 +154,61 @@ def test_a_book_equals_a_naive_model_also_where_levels_share_a_price(drawn: list
             assert ladder.best == (ladder[0] if ladder else None)
             assert ladder[:3] == list(ladder)[:3]
             assert len(ladder) == len(expected)
+
+
+@given(
+    steps=st.lists(
+        st.tuples(
+            st.sampled_from(["insert", "update", "delete", "best", "depth"]), st.integers(0, 11), st.integers(1, 9)
+        ),
+        max_size=60,
+    ),
+    begin=st.integers(0, 12),
+    side=st.sampled_from(["Buy", "Sell"]),
+    moved=st.booleans(),
+)
+def test_whenever_it_is_looked_at_each_side_is_in_order_and_its_best_is_the_first(
+    steps: list[tuple[str, int, int]], begin: int, side: Any, moved: bool
+) -> None:
+    """What was inserted and deleted is put in order when somebody looks: when that is must make no difference."""
+    book = OrderBook("XBTUSD")
+    # Levels in the middle, at whose ids others may come later (with ``moved``: some of them at other prices).
+    levels = {id: (float(id // (1 + moved)), 1) for id in range(12)[:begin]}
+    book.load([{"side": side, "id": id, "price": price, "size": size} for id, (price, size) in levels.items()])
+    ladder = book.bids if side == "Buy" else book.asks
+    for what, id, size in steps:
+        row: dict[str, Any] = {"side": side, "id": id}
+        if what == "insert" and id not in levels:
+            levels[id] = float(id + moved * (size % 2)), size
+            book.apply("insert", [row | {"price": levels[id][0], "size": size}])
+        elif what == "update" and id in levels:
+            levels[id] = levels[id][0], size
+            book.apply("update", [row | {"size": size}])
+        elif what == "delete" and id in levels:
+            del levels[id]
+            book.apply("delete", [row])
+        prices = sorted((price for price, _ in levels.values()), reverse=side == "Buy")
+        if what == "best":
+            assert (None if ladder.best is None else ladder.best.price) == (prices[0] if prices else None)
+        elif what == "depth":
+            assert [level.price for level in ladder[:3]] == prices[:3]
+            assert ladder.best == (ladder[0] if levels else None)
+    assert sorted(ladder) == sorted(levels.values())
+    assert [price for price, _ in ladder] == sorted((price for price, _ in levels.values()), reverse=side == "Buy")
+    assert ladder.best == (ladder[0] if levels else None)
+
+
+def test_levels_that_come_and_go_unseen_take_no_room() -> None:
+    book = OrderBook("XBTUSD")
+    deep = [level(id, "Buy", float(id), 1) for id in range(100)]  # none of them is the best: nobody has to look there
+    book.load([*deep, level(-1, "Buy", 1e6, 1)])
+    tracemalloc.start()
+    for id in range(100, 50_000):
+        book.apply("delete", [level(id - 100, "Buy", None, 0)])
+        book.apply("insert", [level(id, "Buy", float(id), 1)])
+        assert book.best_bid == (1e6, 1)
+    grown, _ = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert grown < 100_000
+    assert [price for price, _ in book.bids[:3]] == [1e6, 49_999.0, 49_998.0]
+    assert len(book.bids) == 101

@@ -64,7 +64,7 @@ class Ladder(Sequence[Level]):
             if anew:
                 self._order = SortedKeyList(prices, key=prices.__getitem__)
             self._pending = set()
-            self._best_id = None  # for two levels of one price may have changed places
+            self._best_id = None  # two levels of one price may have changed places
         return self._order
 
     def _insert(self, id: int, price: Any, size: int) -> None:
@@ -80,11 +80,8 @@ class Ladder(Sequence[Level]):
         self._prices[id] = price
         self._sizes[id] = size
         best = self._best
-        if best is not None:
-            if price > best[0] if self._highest_first else price < best[0]:
-                self._best, self._best_id = Level(price, size), id
-            elif price == best[0]:  # the order says which is first
-                self._best_id = None
+        if best is not None and (price > best[0] if self._highest_first else price < best[0]):
+            self._best, self._best_id = Level(price, size), id
 
     def _delete(self, id: int) -> Any:
         """The price of the level, which is there, and is gone then."""

@@ -24,11 +24,13 @@ from bitmex_streams import (
     StateLost,
     TableApplier,
 )
+from bitmex_streams.transport import WebsocketTransport
 from tests.servers import ScriptedExchange, deafen, in_memory, open_sockets, partial_of, serve_tcp
 
 TOPIC = "orderBookL2:XBTUSD"
 QUICKLY = Reconnect(initial=0.01, factor=1)
 ROOM = 20  # messages that are read ahead
+SIGNED_IN = {"api_key": "aKeyOfAnAccount-1234567", "api_secret": "aSecretOfAnAccount-1234567"}
 both_transports = pytest.mark.parametrize("transport", ["default", "fast"])
 
 
@@ -200,6 +202,21 @@ async def test_what_a_slow_reader_has_still_to_read_of_a_connection_that_was_clo
         nursery.cancel_scope.cancel()
 
 
+async def test_what_tcp_gives_up_by_is_the_heartbeat():
+    made, exchange = [], ScriptedExchange()
+
+    def make(url, **options):
+        made.append(options["user_timeout"])
+        return WebsocketTransport(url, **options)
+
+    async with exchange.open() as url:
+        connection = Connection(url, transport=make, heartbeat=7)
+        async with Pipeline.create(connection) as pipeline:
+            pipeline.start()
+            await connection.wait_connected()
+    assert made == [7]
+
+
 # --- on a test clock
 
 
@@ -237,8 +254,7 @@ async def test_a_command_that_cannot_be_sent_tells_it_at_once(autojump_clock):
 
 async def test_the_dead_mans_switch_is_armed_again_while_nobody_reads(autojump_clock):
     exchange = ScriptedExchange()
-    signed_in = {"api_key": "aKeyOfAnAccount-1234567", "api_secret": "aSecretOfAnAccount-1234567"}
-    async with held_in_memory(exchange, dead_mans_switch=True, **signed_in) as it:
+    async with held_in_memory(exchange, dead_mans_switch=True, **SIGNED_IN) as it:
         await trio.sleep(20)
         await it.connection._transport.drop()
         await trio.sleep(600)

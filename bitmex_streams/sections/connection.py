@@ -146,7 +146,8 @@ class Connection(Source):
     How it comes back: after a connection that was lost, or could not be made for a reason that may pass, it connects
     again as ``reconnect`` says; all topics in force are subscribed again (those that were asked for or given up
     meanwhile taken into account), the handshake is signed anew, and the switch is armed at once. While a consumer holds
-    up the reading, it connects and arms, and subscribes when reading goes on. A topic that was in force and is refused now is asked for three times more, then given up with a `StateLost`.
+    up the reading, it connects and arms, and subscribes when reading goes on. A topic that was in force and is refused
+    now is asked for three times more, then given up with a `StateLost`.
 
     How the stream ends: by what trying again cannot mend: `AuthenticationError` (a key that is refused, a clock that is
     wrong), `ConnectionFailed` that is ``final`` (a certificate that does not verify, a status such as 403 or 404; once

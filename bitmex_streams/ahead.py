@@ -48,7 +48,7 @@ class ReadAhead:
         self._at_once = at_once
         self._here: deque[bytes | Exception] = deque()
         self._chunks: trio.MemoryReceiveChannel[list[bytes | Exception]] | None = None
-        self._scope = trio.CancelScope(shield=True)
+        self._trip = trio.CancelScope(shield=True)
         self._limiter = trio.CapacityLimiter(1)  # what was left to itself must not use up trio's
         self._in_use = threading.Lock()  # held by who reads `blocks`, or closes them
         self._closed = False
@@ -82,7 +82,7 @@ class ReadAhead:
         self._here.clear()
         if self._chunks is not None:
             self._chunks.close()
-            self._scope.deadline = trio.current_time() + PATIENCE
+            self._trip.deadline = trio.current_time() + PATIENCE
         self._close_blocks()
 
     def _close_blocks(self) -> None:
@@ -93,11 +93,13 @@ class ReadAhead:
                 self._in_use.release()
 
     async def _run(self, send: trio.MemorySendChannel[list[bytes | Exception]]) -> None:
-        # Shielded: a cancellation ends this by way of `close`, so that the thread has time to come back.
-        with send, self._scope, suppress(trio.BrokenResourceError):
+        with send, suppress(trio.BrokenResourceError):
             more = True
             while more:
-                chunk = await trio.to_thread.run_sync(self._take, limiter=self._limiter, **ABANDON)
+                chunk: list[bytes | Exception] = []
+                with self._trip:  # shielded: when this is cancelled, the thread has time to come back
+                    chunk = await trio.to_thread.run_sync(self._take, limiter=self._limiter, **ABANDON)
+                self._trip = trio.CancelScope(shield=True)
                 more = bool(chunk) and not isinstance(chunk[-1], Exception)
                 await send.send(chunk)
 

@@ -51,6 +51,7 @@ class ReadAhead:
         self._trip = trio.CancelScope(shield=True)
         self._limiter = trio.CapacityLimiter(1)  # what was left to itself must not use up trio's
         self._in_use = threading.Lock()  # held by who reads `blocks`, or closes them
+        self._ended = False
         self._closed = False
 
     def __iter__(self) -> ReadAhead:
@@ -64,12 +65,15 @@ class ReadAhead:
             return block
         here = self._here.popleft()
         if isinstance(here, Exception):
+            self._ended = True
             raise here
         return here
 
     async def ready(self) -> None:
-        """Wait until the next block (the end, an error) is there; no checkpoint where it is. Safe to cancel."""
-        if self._here or self._at_once > 0 or self._closed:
+        """Wait until the next block (the end, an error) is there. Safe to cancel. No checkpoint where it is there
+        already, or nothing more comes.
+        """
+        if self._here or self._at_once > 0 or self._ended or self._closed:
             return
         if self._chunks is None:
             send, self._chunks = trio.open_memory_channel[Any](0)

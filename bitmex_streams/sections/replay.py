@@ -101,10 +101,15 @@ class Replay(Source):
     (of several: of the first and the last). Of bare lines without any timestamp of the exchange it is 0 (no time): in
     a recording that has none, or none in its first 8 MiB. Where it is paced, these come at once.
 
+    Beyond its first megabyte, a file is read and decompressed ahead in a worker thread, two megabytes of text at most;
+    a pipe from its first byte. No thread: plain bytes in memory, and paced files. Files are closed in the end, also
+    when cancelled, which waits for the thread: a moment, for a pipe that does not answer a second, at most.
+
     Raises ValueError for a speed that is not positive, times without time zone, or a start that is not before the
     end; TypeError for what is no path. While it runs, RecordingError with file and line, when all before it was put
-    out: for a file that is missing or no recording, damaged compression, a line cut short or that is no message.
-    Files are closed in the end, also when cancelled.
+    out: for a file that is missing or no recording, damaged compression, a line without its timestamp, not in UTF-8,
+    or that does not begin and end as a message does, and for a last line that was cut short. Whether a message is JSON
+    all through is seen by the `Decoder`, which names source and line.
     """
 
     def __init__(

@@ -487,14 +487,16 @@ class _Bare:
 
     def __init__(self, newest: int | None) -> None:
         self._newest = newest
+        self._seen = b""
 
     def times(self, lines: list[bytes]) -> None:
         """It has no stamps."""
 
     def parse(self, line: bytes) -> tuple[int | None, bytes]:
         times = _EXCHANGE_TIME.findall(line)
-        if times:
-            self._newest = max(self._newest or 0, to_nanoseconds(max(times).decode()))
+        if times and (latest := max(times)) != self._seen:  # parsing it costs 1 us
+            self._seen = latest
+            self._newest = max(self._newest or 0, to_nanoseconds(latest.decode()))
         return self._newest, line
 
 

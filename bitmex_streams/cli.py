@@ -12,7 +12,6 @@ Exit status: 0; 1 after an error; 2 for wrong arguments; 130 after Ctrl-C and 14
 
 from __future__ import annotations
 
-import inspect
 import logging
 import os
 import signal
@@ -60,6 +59,7 @@ from . import (
     Tap,
     __version__,
 )
+from .ahead import ABANDON
 from .auth import Credentials
 from .exchange import DEFAULT_SYMBOLS, open_exchange
 from .exchange.demo import DEMO_API_KEY, DEMO_API_SECRET, open_demo_account
@@ -483,11 +483,6 @@ async def _write_lines(items: Tap) -> bool:
         await trio.to_thread.run_sync(_write, b"".join(map(_line, waiting)), **ABANDON)
         written = written or any(type(item) is not Interruption for item in waiting)
     return written
-
-
-# The same parameter, before and after trio 0.23.
-_MODERN = "abandon_on_cancel" in inspect.signature(trio.to_thread.run_sync).parameters
-ABANDON: dict[str, Any] = {"abandon_on_cancel" if _MODERN else "cancellable": True}
 
 
 def _line(item: Any) -> bytes:

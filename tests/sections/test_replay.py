@@ -4,7 +4,9 @@ import gzip
 import io
 import json
 import os
+import random
 import sys
+import threading
 import zlib
 from datetime import UTC, datetime
 from pathlib import Path
@@ -14,9 +16,11 @@ import trio
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitmex_streams.errors import RecordingError
-from bitmex_streams.messages import Connected, Disconnected, RawMessage
+from bitmex_streams.errors import DecodeError, RecordingError
+from bitmex_streams.messages import Connected, Disconnected, RawMessage, StateLost
 from bitmex_streams.pipeline import Pipeline
+from bitmex_streams.sections import replay as replaying
+from bitmex_streams.sections.decoder import Decoder
 from bitmex_streams.sections.replay import Replay
 from bitmex_streams.timestamps import to_nanoseconds
 
@@ -56,6 +60,13 @@ def shape(items):
     """Short names: C and D for the marks, the second for a message."""
     names = {Connected: "C", Disconnected: "D"}
     return [names.get(type(item)) or json.loads(item.data)["second"] for item in items]
+
+
+@pytest.fixture(params=["at once", "ahead"])
+def reading(request, monkeypatch):
+    """Files are read where they are wanted, as small ones are, or by a thread from the first byte, as pipes are."""
+    if request.param == "ahead":
+        monkeypatch.setattr(replaying, "_at_once", lambda path, *, paced: 0)
 
 
 # --- the formats ---
@@ -190,6 +201,59 @@ def test_stamps_are_read_to_the_last_digit(times, digits):
     assert [item.received for item in items[1:]] == [time // step * step for time in times]
 
 
+LINES = st.sampled_from([
+    b'2021-07-22T12:00:0%d.1234567Z {"second":1}', b'2021-07-22T12:0%d:59.9999999Z {"second":2}',
+    b'2021-07-2%dT12:00:00.0000000Z {"second":3}', b'2021-07-22T12:00:00.%dZ {"second":4}',
+    b'2021-07-22T12:00:00.12345%d7Z {"second":5} ', b"2021-07-22T12:00:00.12345%d7Z pong", b"",
+    b'2021-07-22T12:00:00.1234567Z {"\xe2\x82\xac":1,"second":6}',
+])
+BAD_LINES = st.sampled_from([
+    b'2021-07-22T12:00:0%d.123456Z  {"second":1}', b'2021-07-22 12:00:0%d.1234567Z {"second":1}',
+    b'2021-W29-6T12:00:0%d.1234567Z{"second":1}', b'2021-07-22T12:00:0%d:1234567Z {"second":1}',
+    b'2021-07-22T12:00:0.1%d234567Z {"second":1}', b'2021-07-22T12:00:0e.%d123456Z {"second":1}',
+    b'2021-07-22T12:00:0%d.1234567Z {"second":1', b'2021-07-22T12:00:0%d.1234567Z "second":1}',
+    b'2021-07-22T12:00:0%d.1234567+ {"second":1}', b"2021-07-22T12:00:0%d.1234567Z",
+    b"2021-07-22T77:0%d:00.1234567Z {}",
+    b'2021-07-22T12:00:0%d.1234567Z {"\xff":1}',
+])
+
+
+@given(
+    runs=st.lists(st.tuples(LINES, st.integers(1, 40)), min_size=1, max_size=6),
+    bad=st.none() | st.tuples(BAD_LINES, st.integers(0, 240)),
+    cut=st.tuples(*[st.none() | st.integers(NOON - SECOND, NOON + 10 * SECOND)] * 2),
+)
+def test_what_is_read_by_columns_is_what_is_read_line_by_line(runs, bad, cut):
+    digits = random.Random(1)
+    lines = [line for line, count in runs for _ in range(count)]
+    if bad is not None:
+        lines.insert(bad[1], bad[0])
+    recording = b"".join((line % digits.randrange(10) if b"%d" in line else line) + b"\n" for line in lines)
+    start, end = (None, None) if None not in cut and cut[0] >= cut[1] else cut
+
+    def outcome():
+        items, error = trio.run(read, Replay(io.BytesIO(recording), start=start, end=end))
+        return items, str(error)
+
+    by_columns = outcome()
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr(replaying._Archive, "times", lambda archive, lines: None)
+        assert outcome() == by_columns
+
+
+@pytest.mark.parametrize("column", range(29))
+@pytest.mark.parametrize("odd", [b"x", b" ", b".", b",", b"e", b"-", b"9"])
+async def test_no_damage_to_a_timestamp_passes_for_another_time(column, odd):
+    lines = archive(*range(60)).splitlines(keepends=True)
+    lines[40] = lines[40][:column] + odd + lines[40][column + 1:]
+    items, error = await read(Replay(io.BytesIO(b"".join(lines))))
+    if odd == b"9" and error is None:
+        assert items[41].received == to_nanoseconds(lines[40][:28].decode())
+    elif lines[40][column:column + 1] != archive(40)[column:column + 1]:
+        assert error.line == 41
+        assert shape(items) == ["C", *range(40)]
+
+
 # --- compression, files and blocks ---
 
 
@@ -231,7 +295,113 @@ def test_lines_do_not_depend_on_where_the_blocks_end(noise, lines):
         assert [item.line for item in items[1:]] == list(range(1, lines + 1))
 
 
-async def test_several_files_are_one_recording_of_one_source(tmp_path):
+@pytest.mark.parametrize("block", [1, 2, 3, 7, 20, 30, 100])
+@pytest.mark.parametrize("end", [b"\n", b"\r\n"])
+async def test_blocks_may_end_anywhere(block, end, reading, monkeypatch):
+    monkeypatch.setattr(replaying, "_BLOCK", block)
+    monkeypatch.setattr(replaying, "_COMPRESSED_BLOCK", max(block, 4))  # the format shows in the first
+    recording = archive(1, 2, None, 3) + '2021-07-22T12:00:04.0000000Z {"€":"ü","second":4}\n'.encode() + archive(5)
+    recording = recording.replace(b"\n", end)
+    for data in (recording, gzip.compress(recording), recording.removesuffix(end)):
+        items = await read_whole(Replay(io.BytesIO(data)))
+        assert shape(items) == ["C", 1, 2, "D", "C", 3, 4, 5]
+        assert [item.line for item in items if type(item) is RawMessage] == [1, 2, 4, 5, 6]
+
+
+SEVERAL_MEGABYTES = archive(*range(60)) * 1500
+
+
+@pytest.mark.parametrize("compress", [bytes, gzip.compress])
+async def test_a_long_file_comes_whole_by_way_of_a_thread(tmp_path, compress):
+    path = tmp_path / "recording"
+    path.write_bytes(compress(SEVERAL_MEGABYTES))
+    items = await read_whole(Replay(path, path))
+    lines = SEVERAL_MEGABYTES.splitlines()
+    assert [item.data for item in items[1:]] == [line[29:] for line in lines] * 2
+    assert [item.line for item in items[1:]] == [*range(1, len(lines) + 1)] * 2
+    assert [item.received - NOON for item in items[1:]] == [second * SECOND for second in range(60)] * 3000
+
+
+def test_what_a_little_compressed_data_becomes_comes_in_blocks_all_the_same():
+    recording = gzip.compress(archive(1) * 1_000_000)
+    blocks = [len(block) for block in replaying._decompressed(io.BytesIO(recording), "bomb")]
+    assert len(recording) < 3 * replaying._COMPRESSED_BLOCK
+    assert max(blocks) <= replaying._BLOCK
+    assert sum(blocks) == len(archive(1)) * 1_000_000
+
+
+async def test_neither_a_small_file_nor_plain_bytes_in_memory_need_a_thread(tmp_path, monkeypatch):
+    monkeypatch.setattr(trio.to_thread, "run_sync", None)
+    path = tmp_path / "recording.gz"
+    path.write_bytes(gzip.compress(archive(1, 2)))
+    assert shape(await read_whole(Replay(path))) == ["C", 1, 2]
+    assert len(await read_whole(Replay(io.BytesIO(SEVERAL_MEGABYTES)))) == 90_001
+
+
+async def test_a_pipe_that_nobody_writes_to_stops_neither_other_tasks_nor_a_cancellation(autojump_clock):
+    receiving, sending = os.pipe()
+    with os.fdopen(receiving, "rb") as file, os.fdopen(sending, "wb") as writer:
+        with trio.move_on_after(5) as scope:
+            async with Replay(file).batches(None) as batches:
+                await batches.receive()
+        assert scope.cancelled_caught
+        writer.close()
+
+
+async def test_what_a_pipe_gives_is_a_recording(tmp_path):
+    receiving, sending = os.pipe()
+    with os.fdopen(receiving, "rb") as file:
+        with os.fdopen(sending, "wb") as writer:
+            writer.write(archive(1, 2, 3))
+        assert shape(await read_whole(Replay(file))) == ["C", 1, 2, 3]
+
+
+async def test_a_pipeline_that_is_left_early_leaves_no_thread_at_work_and_no_open_file(tmp_path, monkeypatch):
+    monkeypatch.setattr("bitmex_streams.ahead.PATIENCE", 600)
+    path = tmp_path / "recording.gz"
+    path.write_bytes(gzip.compress(SEVERAL_MEGABYTES))
+    readers, files = set(), []
+    inflate = replaying._inflate
+    open_path = Path.open
+
+    def watched(decoder, data):
+        for text in inflate(decoder, data):
+            readers.add(threading.current_thread())
+            yield text
+
+    def opening(self, *arguments):
+        files.append(open_path(self, *arguments))
+        return files[-1]
+
+    monkeypatch.setattr(replaying, "_inflate", watched)
+    monkeypatch.setattr(Path, "open", opening)
+    count = 0
+    async with Pipeline.create(Replay(path)) as pipeline, pipeline.tap() as tap:
+        async for _ in tap:
+            count += 1
+            if count == 50_000:  # well beyond the first megabyte, and not at the end
+                break
+    assert len(readers) == 2
+    assert [file.closed for file in files] == [True]  # which only can be when the thread has let go of it
+
+
+async def test_other_tasks_have_their_turns_while_what_is_before_the_start_is_skipped():
+    turns = 0
+
+    async def count_turns():
+        nonlocal turns
+        while True:
+            await trio.lowlevel.checkpoint()
+            turns += 1
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(count_turns)
+        assert await read_whole(Replay(io.BytesIO(SEVERAL_MEGABYTES), start="2022-01-01T00:00:00Z")) == []
+        nursery.cancel_scope.cancel()
+    assert turns >= len(SEVERAL_MEGABYTES) // replaying._BLOCK
+
+
+async def test_several_files_are_one_recording_of_one_source(tmp_path, reading):
     first, second = tmp_path / "1.gz", tmp_path / "2"
     first.write_bytes(gzip.compress(archive(1, 2)))
     second.write_bytes(archive(3, None, 4))
@@ -273,7 +443,10 @@ COMPRESSED = gzip.compress(GOOD)
         pytest.param(GOOD + GOOD[:-5], [1, 2, 1], 4, "truncated", id="a cut message"),
         pytest.param(GOOD + b"2021-07-22T12:00", [1, 2], 3, "no timestamp", id="a cut timestamp"),
         pytest.param(GOOD + b"2021-07-22T12:00:03.0000000Z no json\n" + GOOD, [1, 2], 3, "malformed", id="no JSON"),
-        pytest.param(GOOD + b'2021-07-22T12:00:03.0000000Z {"a":nil}\n', [1, 2], 3, "malformed", id="nearly JSON"),
+        pytest.param(GOOD + b'2021-07-22T12:00:03.0000000Z {"a":nil}', [1, 2], 3, "malformed", id="nearly JSON"),
+        pytest.param(GOOD + b'2021-07-22T12:00:03.0000000Z {"a":[{}', [1, 2], 3, "truncated", id="cut behind a brace"),
+        pytest.param(GOOD + b'2021-07-22T12:00:03.0000000Z {"a":\n' + GOOD, [1, 2], 3, "truncated", id="a torn line"),
+        pytest.param(b'{"second":nil}\n{"second":1}\n', [], 1, "malformed", id="a first line that is no JSON"),
         pytest.param(GOOD + b"2021-07-22T12:00:03.0000000Z [1]\n", [1, 2], 3, "object", id="no object"),
         pytest.param(GOOD + b"hello\n", [1, 2], 3, "no timestamp", id="a foreign line"),
         pytest.param(GOOD + b"2021-77-22T12:00:03.0000000Z {}\n", [1, 2], 3, "ISO timestamp", id="no date"),
@@ -290,7 +463,7 @@ COMPRESSED = gzip.compress(GOOD)
         pytest.param(b"\x1f\x8b\x08", [], 1, "truncated", id="a gzip of nothing"),
     ],
 )
-async def test_damage_is_reported_after_all_that_was_good(tmp_path, recording, good, line, reason):
+async def test_damage_is_reported_after_all_that_was_good(tmp_path, recording, good, line, reason, reading):
     path = tmp_path / "recording"
     path.write_bytes(recording)
     items, error = await read(Replay(path))
@@ -300,7 +473,27 @@ async def test_damage_is_reported_after_all_that_was_good(tmp_path, recording, g
     assert (error.path, error.line) == (str(path), line)
 
 
-async def test_of_a_gzip_that_is_damaged_in_the_middle_all_before_the_damage_comes():
+async def test_what_only_the_decoder_can_see_it_reports_with_file_and_line(tmp_path):
+    path = tmp_path / "recording"
+    odd = b'2021-07-22T12:00:03.0000000Z {"a":nil}\n'
+    path.write_bytes(GOOD + odd + GOOD)
+    assert [item.line for item in (await read_whole(Replay(path)))[1:]] == [1, 2, 3, 4, 5]
+
+    async with Pipeline.create(Replay(path), Decoder()) as pipeline, pipeline.tap() as tap:
+        items = [item async for item in tap]
+    assert len(items) == 6
+    assert type(items[3]) is StateLost
+    assert f"{path}, line 3: cannot be decoded" in items[3].reason
+
+    items = []
+    with pytest.raises(DecodeError, match="recording, line 3: cannot be decoded"):
+        async with Pipeline.create(Replay(path), Decoder(on_error="raise")) as pipeline, pipeline.tap() as tap:
+            async for item in tap:
+                items.append(item)
+    assert len(items) == 3
+
+
+async def test_of_a_gzip_that_is_damaged_in_the_middle_all_before_the_damage_comes(reading):
     compressor = zlib.compressobj(wbits=31)
     seconds = [1] * 5000
     recording = compressor.compress(archive(*seconds)) + compressor.flush(zlib.Z_FULL_FLUSH) + b"\xff" * 100
@@ -325,7 +518,7 @@ async def test_what_is_no_recording_is_said_to_be_none(recording):
     assert error.line >= 1
 
 
-async def test_a_missing_file_and_a_directory_are_reported_after_the_files_before_them(tmp_path):
+async def test_a_missing_file_and_a_directory_are_reported_after_the_files_before_them(tmp_path, reading):
     good = tmp_path / "good"
     good.write_bytes(archive(1))
     for bad, reason in ((tmp_path / "missing", "No such file"), (tmp_path, "Is a directory")):
@@ -352,7 +545,7 @@ async def test_the_error_waits_its_turn_in_a_pipeline(tmp_path):
     assert shape(items) == ["C", *range(10)]
 
 
-async def test_files_are_closed_at_the_end_on_error_and_when_cancelled(tmp_path, monkeypatch):
+async def test_files_are_closed_at_the_end_on_error_and_when_cancelled(tmp_path, monkeypatch, reading):
     opened = []
     open_path = Path.open
 
@@ -393,6 +586,17 @@ async def test_a_paced_replay_gives_each_message_when_its_time_has_come(autojump
     ]]
 
 
+async def test_a_paced_replay_of_files_needs_no_thread_and_so_runs_on_a_clock_that_jumps(
+    tmp_path, autojump_clock, monkeypatch
+):
+    monkeypatch.setattr(trio.to_thread, "run_sync", None)
+    path = tmp_path / "recording.gz"
+    path.write_bytes(gzip.compress(SEVERAL_MEGABYTES))
+    items = await read_whole(Replay(path, speed=1.0))
+    assert len(items) == 90_001
+    assert trio.current_time() == pytest.approx(59)
+
+
 async def test_a_paced_replay_that_is_cancelled_while_it_waits_loses_nothing(autojump_clock):
     items = []
     async with Replay(io.BytesIO(archive(*range(20))), speed=1.0).batches(None) as batches:
@@ -427,7 +631,7 @@ async def test_a_disconnect_before_the_start_is_none():
     assert shape(items) == ["C", 2, "D", "C", 3]
 
 
-async def test_nothing_is_read_beyond_the_end():
+async def test_nothing_is_read_beyond_the_end(reading):
     items, error = await read(Replay(io.BytesIO(archive(1, 2, 3) + b"oops\n"), "missing", end=NOON + 3 * SECOND))
     assert (shape(items), error) == (["C", 1, 2], None)
 

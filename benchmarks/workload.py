@@ -6,6 +6,8 @@ A 2021 capture had 55 % updates, 22 % inserts, 23 % deletes, and 1.3 rows a mess
 from __future__ import annotations
 
 import random
+from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any
 
 import orjson
@@ -16,7 +18,36 @@ MIDDLE = 128_000  # ticks
 LAST_SIZE = 424_242
 """The size of the trade that marks the end."""
 
+BOOK_TYPES = {
+    "symbol": "symbol", "id": "long", "side": "symbol", "size": "long", "price": "float",
+    "timestamp": "timestamp", "transactTime": "timestamp",
+}  # fmt: skip
+
 Book = dict[str, dict[float, int]]
+
+
+def partial(
+    table: str, keys: list[str], types: dict[str, str], attributes: dict[str, str], rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """A partial of one symbol."""
+    about = {"keys": keys, "types": types, "foreignKeys": {"symbol": "instrument"}, "attributes": attributes}
+    return {"table": table, "action": "partial", **about, "filter": {"symbol": "XBTUSD"}, "data": rows}
+
+
+def stamp(message: bytes, time: float) -> bytes:
+    """The message with other timestamps: ``time`` (s, time.monotonic), to the microsecond, as if counted since 1970."""
+    seconds, fraction = divmod(time, 1)
+    return message.replace(TIMESTAMP.encode(), b"%s.%06dZ" % (_iso(int(seconds)), int(fraction * 1e6)))
+
+
+@lru_cache(1)
+def _iso(seconds: int) -> bytes:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
+
+
+def stamped(timestamp: str) -> float:
+    """The time (s, time.monotonic) that `stamp` has written."""
+    return datetime.fromisoformat(timestamp).timestamp()
 
 
 class Workload:
@@ -36,16 +67,10 @@ class Workload:
         self._gone: dict[str, list[int]] = {"Buy": [], "Sell": []}
         rows = [self._row(side, ticks) for side in ("Sell", "Buy") for ticks in sorted(self._live[side], reverse=True)]
         self.deltas = deltas
+        self.levels = levels
         self.messages = [
             orjson.dumps(
-                {
-                    "table": "orderBookL2",
-                    "action": "partial",
-                    "keys": ["symbol", "id", "side"],
-                    "types": dict.fromkeys(rows[0], "symbol"),
-                    "filter": {"symbol": "XBTUSD"},
-                    "data": rows,
-                }
+                partial("orderBookL2", ["symbol", "id", "side"], BOOK_TYPES, {"id": "sorted", "symbol": "parted"}, rows)
             ),
             *(orjson.dumps(self._delta()) for _ in range(deltas)),
             orjson.dumps(

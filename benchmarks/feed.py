@@ -1,7 +1,7 @@
 """Serve a workload over a websocket on loopback: `python -m benchmarks.feed DELTAS LEVELS [RATE]`.
 
 A process of its own, so that a client has a core to itself. It prints its port, and serves one client after the other:
-it answers subscriptions, and when the book has been asked for and half a second has passed, it prints the time
+it answers subscriptions, and when the book has been asked for and a moment has passed, it prints the time
 (time.monotonic, which the processes of a machine share) and sends all deltas: in large writes, as fast as the client
 reads; or, with a RATE, so many a second, each with the time at which it was sent in the place of its timestamps.
 """
@@ -19,9 +19,9 @@ from wsproto import ConnectionType, WSConnection
 from wsproto.connection import ConnectionState
 from wsproto.events import AcceptConnection, CloseConnection, Ping, Request, TextMessage
 
-from .workload import TIMESTAMP, Workload, partial, stamp
+from .workload import TIMESTAMP, Workload, partial_of, stamp
 
-PAUSE = 0.5  # seconds in which a client takes the partial, and has its other subscriptions answered
+PAUSE = 0.2  # seconds in which a client takes the partial, and has its other subscriptions answered
 WELCOME = {
     "info": "Welcome to the BitMEX Realtime API.",
     "version": "2026-01-01",
@@ -30,7 +30,6 @@ WELCOME = {
     "heartbeatEnabled": False,
     "limit": {"remaining": 39},
 }
-NO_TRADES = partial("trade", [], {"timestamp": "timestamp", "symbol": "symbol"}, {"timestamp": "sorted"}, [])
 
 
 def frame(payload: bytes) -> bytes:
@@ -48,7 +47,7 @@ class Feed:
 
     def __init__(self, workload: Workload, rate: float | None) -> None:
         book, *deltas = workload.messages
-        self.partials = {"orderBookL2": frame(book), "trade": frame(orjson.dumps(NO_TRADES))}
+        self.partials = {"orderBookL2": frame(book), "trade": frame(partial_of("trade", []))}
         self.rate = rate
         self.deltas = deltas
         frames = list(map(frame, deltas))

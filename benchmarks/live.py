@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from functools import cache
 
 from .loopback import Feed, open_feed
-from .measure import Figure, run
+from .measure import Figure, run, scaled
 from .workload import Workload
 
 FLOOR = "socket to book, floor"
@@ -25,7 +25,7 @@ workload_of = cache(Workload)
 
 def measure(options: argparse.Namespace, clients: Mapping[str, Sequence[str]] = CLIENTS) -> Iterator[Figure]:
     """One after the other, each behind a floor of its own."""
-    workload = workload_of(int(40_000 * options.scale), int(2_000 * options.scale))
+    workload = workload_of(scaled(options, 40_000), scaled(options, 2_000))
     with open_feed(workload) as feed:
         for name, command in clients.items():
             least, least_cpu = cost_of(feed, FLOOR, [sys.executable, "-m", "benchmarks.client", "floor"])

@@ -7,7 +7,7 @@ import os
 import platform
 import statistics
 import sys
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
 import orjson
@@ -15,18 +15,25 @@ import trio
 
 from .workload import Book, Workload
 
+COLUMNS = ("what", "measured", "ratio")
+
 
 class Figure(NamedTuple):
-    """``value`` is in ``unit``; ``ratio``: to the floor, where there is one, of the same round."""
+    """``value`` is in ``unit``; ``ratio``: to the floor (or what else ``to`` says), where there is one, of the same
+    round.
+    """
 
     name: str
     value: float
     unit: str
     ratio: float | None = None
+    to: str = "the floor"
 
-    def __str__(self) -> str:
-        ratio = "" if self.ratio is None else f"{self.ratio:>10.3f} of the floor"
-        return f"{self.name:<58}{readable(self.value):>12} {self.unit:<12}{ratio}".rstrip()
+    @property
+    def cells(self) -> tuple[str, str, str]:
+        """What it is, how much, and its ratio, in words."""
+        ratio = "" if self.ratio is None else f"{readable(self.ratio)} x {self.to}"
+        return self.name, f"{readable(self.value)} {self.unit}", ratio
 
 
 def readable(value: float) -> str:
@@ -34,10 +41,24 @@ def readable(value: float) -> str:
     return f"{value:,.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
+def table(rows: Sequence[Sequence[str]], *, markdown: bool = False) -> str:
+    """Rows of cells, the first of them the names of the columns, as text or in Markdown."""
+    if markdown:
+        head, *body = (f"| {' | '.join(row)} |" for row in rows)
+        return "\n".join([head, "|---" * len(rows[0]) + "|", *body])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
 def check(name: str, book: Book, workload: Workload) -> None:
     """End the program where a book is not exact, level by level."""
     if book != workload.book:
         sys.exit(f"{name}: the book is wrong")
+
+
+def scaled(options: argparse.Namespace, size: int) -> int:
+    """How many messages, levels or rows; enough of them that no book runs empty."""
+    return max(200, int(size * options.scale))
 
 
 def medians(rounds: Iterable[Iterable[Figure]]) -> list[Figure]:
@@ -82,5 +103,4 @@ def run(
             print(orjson.dumps(figure._asdict()).decode())
         return
     print(f"{machine()}; median of {options.rounds}")
-    for figure in figures:
-        print(figure)
+    print(table([COLUMNS, *(figure.cells for figure in figures)]))

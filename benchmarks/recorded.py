@@ -22,7 +22,7 @@ import trio
 from bitmex_streams import Decoder, OrderBookMerger, Pipeline, Replay, TableApplier
 
 from . import floor
-from .measure import Figure, check, run
+from .measure import Figure, check, run, scaled
 from .workload import Book, Workload
 
 workload_of = cache(Workload)
@@ -64,7 +64,7 @@ def to_tables(workload: Workload, recording: Any) -> Result:
 
 def measure(options: argparse.Namespace) -> Iterator[Figure]:
     """Each beside a floor of its own."""
-    workload = workload_of(int(40_000 * options.scale), int(2_000 * options.scale))
+    workload = workload_of(scaled(options, 40_000), scaled(options, 2_000))
     lines = b"".join(b"2026-01-01T00:00:00.0000000Z " + message + b"\n" for message in workload.messages)
     with tempfile.TemporaryDirectory() as directory:
         file = Path(directory, "recording.gz")

@@ -25,12 +25,13 @@ async def main():
     began = time.process_time()
     bitmex_trio_websocket.websocket.Websocket = Here
     async with open_bitmex_websocket("testnet") as exchange, trio.open_nursery() as nursery:
+
         async def read_book():
             async for _ in exchange.listen("orderBookL2", "XBTUSD"):
                 pass
 
         nursery.start_soon(read_book)
-        async for trade in exchange.listen("trade", "XBTUSD"):
+        async for _ in exchange.listen("trade", "XBTUSD"):
             ended, cpu = time.monotonic(), time.process_time() - began
             book = exchange.storage.data["orderBookL2"]["XBTUSD"]
             levels = {side: [(row["price"], row["size"]) for row in of_side.values()] for side, of_side in book.items()}

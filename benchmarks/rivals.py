@@ -24,14 +24,25 @@ def arguments(parser: argparse.ArgumentParser) -> None:
         parser.add_argument(flag, metavar="PYTHON", help="a Python in whose environment it is installed")
 
 
+def given(options: argparse.Namespace) -> list[str]:
+    """Those options, as they were given."""
+    return [f"--{rival.replace('_', '-')}={python}" for rival in RIVALS if (python := getattr(options, rival))]
+
+
 def measure(options: argparse.Namespace) -> Iterator[Figure]:
-    """Beside ours."""
+    """Beside ours; and how ours compare with them."""
     clients = dict(live.CLIENTS)
     for rival in RIVALS:
         if python := getattr(options, rival):
             adapter = Path(__file__).with_name(f"rival_{rival}.py")
             clients[f"socket to book, {rival.replace('_', '-')}"] = [python, "-P", str(adapter)]
-    return live.measure(options, clients)
+    rates: dict[str, float] = {}
+    for figure in live.measure(options, clients):
+        rates[figure.name] = figure.value
+        yield figure
+    for rival in clients.keys() - live.CLIENTS.keys():
+        for own in live.CLIENTS:
+            yield Figure(f"{own}, against {rival.rpartition(' ')[2]}", rates[own] / rates[rival], "x")
 
 
 if __name__ == "__main__":

@@ -6,7 +6,7 @@ A 2021 capture had 55 % updates, 22 % inserts, 23 % deletes, and 1.3 rows a mess
 from __future__ import annotations
 
 import random
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from functools import lru_cache
 from typing import Any
 
@@ -128,3 +128,38 @@ class Workload:
                 row = self._row(side, ticks)
             rows.append(row)
         return {"table": "orderBookL2", "action": action, "data": rows}
+
+
+def trade_rows(count: int) -> list[dict[str, Any]]:
+    """Rows of trade, as of 2026; a fifth of a second apart."""
+    began = datetime(2026, 1, 1, tzinfo=UTC)
+    return [
+        {
+            "timestamp": f"{began + timedelta(milliseconds=200 * number):%Y-%m-%dT%H:%M:%S.%f}"[:-3] + "Z",
+            "symbol": "XBTUSD", "side": "Buy", "size": 100 + number, "price": 64000.5, "tickDirection": "ZeroPlusTick",
+            "trdMatchID": f"00000000-0000-0000-0000-{number:012}", "grossValue": 156_250 + number,
+            "homeNotional": 0.0015625, "foreignNotional": 100 + number, "trdType": "Regular",
+        }
+        for number in range(count)
+    ]  # fmt: skip
+
+
+def order_rows(count: int) -> list[dict[str, Any]]:
+    """Rows of order, as of 2026."""
+    return [
+        {
+            "orderID": f"00000000-0000-0000-0000-{number:012}", "clOrdID": f"mine-{number}", "account": 1_000_000,
+            "symbol": "XBTUSD", "strategy": "OneWay", "side": "Buy", "orderQty": 100 + number, "price": 64000.5,
+            "currency": "USD", "settlCurrency": "XBt", "ordType": "Limit", "timeInForce": "GoodTillCancel",
+            "execInst": "", "ordStatus": "New", "workingIndicator": True, "leavesQty": 100 + number, "cumQty": 0,
+            "avgPx": None, "text": "Submitted via API.", "transactTime": TIMESTAMP, "timestamp": TIMESTAMP,
+        }
+        for number in range(count)
+    ]  # fmt: skip
+
+
+def partial_of(table: str, rows: list[dict[str, Any]]) -> bytes:
+    """A partial of trade or order, encoded."""
+    keys, attributes = ([], {"timestamp": "sorted"}) if table == "trade" else (["orderID"], {"orderID": "grouped"})
+    types = {"timestamp": "timestamp", "symbol": "symbol", "price": "float"}
+    return orjson.dumps(partial(table, keys, types, attributes, rows))

@@ -16,7 +16,7 @@ from typing import Any
 from bitmex_streams import Decoder, OrderBook, OrderBookMerger
 
 from . import floor
-from .measure import Figure, check, run, scaled
+from .measure import Figure, check, levels_of, run, scaled
 from .prepared import batched, cpu, raw, through
 from .workload import Workload
 
@@ -43,10 +43,9 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
         workload, data, (partial, *deltas) = prepare(scaled(options, 10_000), scaled(options, levels))
         merger = OrderBookMerger()
         seconds = cpu([[partial], *batched(deltas)], merger)
-        book = merger.books["XBTUSD"]
-        check(f"a book of {levels} levels", {"Buy": dict(book.bids), "Sell": dict(book.asks)}, workload)
+        check(f"a book of {levels:,} levels", levels_of(merger), workload)
         costs = {"a delta": sum(seconds[1:]) / len(deltas)}
-        costs |= {name: cost_of(read, book, scaled(options, 20_000)) for name, read in READS.items()}
+        costs |= {name: cost_of(read, merger.books["XBTUSD"], scaled(options, 20_000)) for name, read in READS.items()}
         for name, cost in costs.items():
             ratio = cost / smallest[name] if smallest else None
             yield Figure(f"{levels:,} levels: {name}", cost * 1e6, "us", ratio, f"{LEVELS[0]:,} levels")

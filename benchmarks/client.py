@@ -18,9 +18,10 @@ import trio
 from bitmex_streams import Connection, Decoder, OrderBookMerger, Pipeline, Tap
 
 from . import floor
+from .measure import levels_of
 from .workload import Book
 
-Arrivals = list[tuple[str | None, float]]
+Arrivals = list[tuple[str, float]]
 
 
 def report(book: Book, cpu: float, ended: float, arrivals: Any = None) -> None:
@@ -64,8 +65,7 @@ async def ours(transport: str, port: int, deltas: int, arrivals: Arrivals | None
         assert partial.changes is None
         await (count(updates, deltas) if arrivals is None else note(updates, deltas, arrivals))
         ended, cpu = time.monotonic(), time.process_time() - began
-        book = merger.books["XBTUSD"]
-        report({"Buy": dict(book.bids), "Sell": dict(book.asks)}, cpu, ended, arrivals)
+        report(levels_of(merger), cpu, ended, arrivals)
 
 
 def main() -> None:

@@ -10,17 +10,15 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from functools import cache
 
 from .loopback import Feed, open_feed
 from .measure import Figure, run, scaled
-from .workload import Workload, stamped
+from .workload import stamped, workload_of
 
 RATES = (1_000, 5_000, 20_000)  # messages a second
 SECONDS = 3
 PERCENTILES = (50, 99, 99.9)
 CLIENTS = {"floor": "floor", "fast transport": "fast", "default transport": "default"}
-workload_of = cache(Workload)
 
 
 def measure(options: argparse.Namespace) -> Iterator[Figure]:

@@ -9,18 +9,16 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from functools import cache
 
 from .loopback import Feed, open_feed
 from .measure import Figure, run, scaled
-from .workload import Workload
+from .workload import workload_of
 
 FLOOR = "socket to book, floor"
 CLIENTS = {
     f"socket to book, {transport} transport": [sys.executable, "-m", "benchmarks.client", transport]
     for transport in ("fast", "default")
 }
-workload_of = cache(Workload)
 
 
 def measure(options: argparse.Namespace, clients: Mapping[str, Sequence[str]] = CLIENTS) -> Iterator[Figure]:

@@ -13,6 +13,8 @@ from typing import Any, NamedTuple
 import orjson
 import trio
 
+from bitmex_streams import OrderBookMerger
+
 from .workload import Book, Workload
 
 COLUMNS = ("what", "measured", "ratio")
@@ -48,6 +50,12 @@ def table(rows: Sequence[Sequence[str]], *, markdown: bool = False) -> str:
         return "\n".join([head, "|---" * len(rows[0]) + "|", *body])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
     return "\n".join("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+
+
+def levels_of(merger: OrderBookMerger) -> Book:
+    """What it has made of a workload."""
+    book = merger.books["XBTUSD"]
+    return {"Buy": dict(book.bids), "Sell": dict(book.asks)}
 
 
 def check(name: str, book: Book, workload: Workload) -> None:

@@ -12,7 +12,6 @@ import argparse
 import gc
 import tracemalloc
 from collections.abc import Callable, Iterator, Sequence
-from functools import cache
 from typing import Any
 
 import orjson
@@ -20,11 +19,9 @@ import orjson
 from bitmex_streams import Decoder, OrderBookMerger, TableApplier
 
 from . import floor
-from .measure import Figure, check, run, scaled
+from .measure import Figure, check, levels_of, run, scaled
 from .prepared import batched, cpu, raw
-from .workload import Workload, order_rows, partial_of, trade_rows
-
-workload_of = cache(Workload)
+from .workload import order_rows, partial_of, trade_rows, workload_of
 
 
 def taken(make: Callable[[], Any]) -> tuple[Any, int]:
@@ -59,14 +56,11 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
     check("the floor", book, workload)
     yield Figure("memory of a book, floor (prices and sizes)", least / levels, "bytes/level")
     merger, size = by_pipeline(workload.messages, OrderBookMerger())
-    book = merger.books["XBTUSD"]
-    check("a book", {"Buy": dict(book.bids), "Sell": dict(book.asks)}, workload)
+    check("a book", levels_of(merger), workload)
     yield Figure("memory of a book of 100,000 levels", size / levels, "bytes/level", size / least)
 
-    del merger, book
-    rows, least = taken(lambda: floor.nested_dicts(workload.messages))
+    _, least = taken(lambda: floor.nested_dicts(workload.messages))
     yield Figure("memory of table orderBookL2, floor (rows)", least / levels, "bytes/row")
-    del rows
     tables, size = by_pipeline(workload.messages, TableApplier())
     check("a table", floor.sizes(tables.storage.data["orderBookL2"]["XBTUSD"]), workload)
     yield Figure("memory of table orderBookL2", size / levels, "bytes/row", size / least)

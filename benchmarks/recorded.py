@@ -13,7 +13,6 @@ import io
 import tempfile
 import time
 from collections.abc import Callable, Iterator
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +21,9 @@ import trio
 from bitmex_streams import Decoder, OrderBookMerger, Pipeline, Replay, TableApplier
 
 from . import floor
-from .measure import Figure, check, run, scaled
-from .workload import Book, Workload
+from .measure import Figure, check, levels_of, run, scaled
+from .workload import Book, Workload, workload_of
 
-workload_of = cache(Workload)
 Result = tuple[Book, float]
 
 
@@ -51,8 +49,7 @@ def to_book(workload: Workload, recording: Any, *before: Any) -> Result:
     """Through Replay, Decoder, perhaps something ``before``, OrderBookMerger."""
     merger = OrderBookMerger()
     seconds = trio.run(replay, workload, recording, *before, merger)
-    book = merger.books["XBTUSD"]
-    return {"Buy": dict(book.bids), "Sell": dict(book.asks)}, seconds
+    return levels_of(merger), seconds
 
 
 def to_tables(workload: Workload, recording: Any) -> Result:

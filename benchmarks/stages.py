@@ -28,7 +28,7 @@ from bitmex_streams import (
 )
 
 from . import floor
-from .measure import Figure, check, run, scaled
+from .measure import Figure, check, levels_of, run, scaled
 from .prepared import batched, cpu, raw, through
 from .workload import Workload, partial_of, trade_rows
 
@@ -75,12 +75,6 @@ def prepare(deltas: int, levels: int) -> Items:
         through(messages, OrderBookMerger()),
         through(raw(trades), Decoder()),
     )
-
-
-def of_book(merger: OrderBookMerger) -> Any:
-    """Side -> {price: size}."""
-    book = merger.books["XBTUSD"]
-    return {"Buy": dict(book.bids), "Sell": dict(book.asks)}
 
 
 def measure(options: argparse.Namespace) -> Iterator[Figure]:
@@ -135,7 +129,7 @@ def difference(name: str, workload: Workload, items: Sequence[Any], before: Make
         with_it.append(sum(cpu(batched(items), *sections, **tap)))
         for section in sections:
             if isinstance(section, OrderBookMerger):
-                check(name, of_book(section), workload)
+                check(name, levels_of(section), workload)
     return min(with_it) - min(without)
 
 

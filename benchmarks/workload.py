@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import random
 from datetime import UTC, datetime, timedelta
-from functools import lru_cache
+from functools import cache, lru_cache
 from typing import Any
 
 import orjson
@@ -128,6 +128,10 @@ class Workload:
                 row = self._row(side, ticks)
             rows.append(row)
         return {"table": "orderBookL2", "action": action, "data": rows}
+
+
+workload_of = cache(Workload)
+"""The workload of so many deltas and levels a side, made once."""
 
 
 def trade_rows(count: int) -> list[dict[str, Any]]:

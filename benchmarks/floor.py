@@ -1,4 +1,4 @@
-"""What the same work costs without a library: the floor that everything is compared with, in the same run."""
+"""What the same work costs without a library: the floors that everything is compared with, in the same run."""
 
 from __future__ import annotations
 
@@ -8,25 +8,28 @@ from collections.abc import Iterable, Iterator
 from typing import Any
 
 import orjson
+from sortedcontainers import SortedDict
 
 from .workload import Book
 
+Rows = dict[str, dict[int, dict[str, Any]]]  # side -> id -> row
 
-def apply(messages: Iterable[bytes]) -> tuple[Book, float]:
-    """Decode each message and keep the book in a dictionary a side; the book, and the seconds from the first delta to
-    the end.
+
+def nested_dicts(messages: Iterable[bytes], arrivals: list[tuple[str, float]] | None = None) -> Rows:
+    """The floor of a socket: decode each message, and keep its rows in a dictionary a side, until a trade.
+
+    ``arrivals`` takes the timestamp of each delta, and the time at which the book has it.
     """
-    rows: dict[str, dict[int, dict[str, Any]]] = {"Buy": {}, "Sell": {}}
-    began = 0.0
+    rows: Rows = {"Buy": {}, "Sell": {}}
     for data in messages:
         message = orjson.loads(data)
-        table, action = message.get("table"), message.get("action")
-        if table == "trade" and action == "insert":
-            break
-        if table != "orderBookL2":
+        action = message.get("action")
+        if action is None:
             continue
-        if action != "partial":
-            began = began or time.perf_counter()
+        if message["table"] == "trade":
+            if action == "insert":
+                break
+            continue
         if action == "update":
             for row in message["data"]:
                 rows[row["side"]][row["id"]].update(row)
@@ -36,8 +39,34 @@ def apply(messages: Iterable[bytes]) -> tuple[Book, float]:
         else:
             for row in message["data"]:
                 rows[row["side"]][row["id"]] = row
-    seconds = time.perf_counter() - began
-    return {side: {row["price"]: row["size"] for row in of_side.values()} for side, of_side in rows.items()}, seconds
+        if arrivals is not None and action != "partial":
+            arrivals.append((row["timestamp"], time.monotonic()))
+    return rows
+
+
+def sizes(rows: Rows) -> Book:
+    """The book of those rows."""
+    return {side: {row["price"]: row["size"] for row in of_side.values()} for side, of_side in rows.items()}
+
+
+def sorted_dicts(messages: Iterable[bytes]) -> Book:
+    """The floor of a recording: decode each message, and keep a SortedDict from price to size a side."""
+    book: Book = {"Buy": SortedDict(), "Sell": SortedDict()}
+    for data in messages:
+        message = orjson.loads(data)
+        if message["table"] != "orderBookL2":
+            continue
+        action = message["action"]
+        if action == "delete":
+            for row in message["data"]:
+                del book[row["side"]][row["price"]]
+        elif action == "partial":
+            for side, of_side in book.items():
+                of_side.update({row["price"]: row["size"] for row in message["data"] if row["side"] == side})
+        else:
+            for row in message["data"]:
+                book[row["side"]][row["price"]] = row["size"]
+    return book
 
 
 def from_socket(port: int) -> Iterator[bytes]:
@@ -58,7 +87,7 @@ def from_socket(port: int) -> Iterator[bytes]:
             while size - place >= 10:
                 length, begin = data[place + 1], place + 2
                 if length == 126:
-                    length, begin = int.from_bytes(data[begin : begin + 2], "big"), begin + 2
+                    length, begin = data[place + 2] << 8 | data[place + 3], begin + 2
                 elif length == 127:
                     length, begin = int.from_bytes(data[begin : begin + 8], "big"), begin + 8
                 if size - begin < length:

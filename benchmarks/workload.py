@@ -6,6 +6,8 @@ A 2021 capture had 55 % updates, 22 % inserts, 23 % deletes, and 1.3 rows a mess
 from __future__ import annotations
 
 import random
+from datetime import UTC, datetime, timedelta
+from functools import cache, lru_cache
 from typing import Any
 
 import orjson
@@ -16,7 +18,36 @@ MIDDLE = 128_000  # ticks
 LAST_SIZE = 424_242
 """The size of the trade that marks the end."""
 
+BOOK_TYPES = {
+    "symbol": "symbol", "id": "long", "side": "symbol", "size": "long", "price": "float",
+    "timestamp": "timestamp", "transactTime": "timestamp",
+}  # fmt: skip
+
 Book = dict[str, dict[float, int]]
+
+
+def partial(
+    table: str, keys: list[str], types: dict[str, str], attributes: dict[str, str], rows: list[dict[str, Any]]
+) -> dict[str, Any]:
+    """A partial of one symbol."""
+    about = {"keys": keys, "types": types, "foreignKeys": {"symbol": "instrument"}, "attributes": attributes}
+    return {"table": table, "action": "partial", **about, "filter": {"symbol": "XBTUSD"}, "data": rows}
+
+
+def stamp(message: bytes, time: float) -> bytes:
+    """The message with other timestamps: ``time`` (s, time.monotonic), to the microsecond, as if counted since 1970."""
+    seconds, fraction = divmod(time, 1)
+    return message.replace(TIMESTAMP.encode(), b"%s.%06dZ" % (_iso(int(seconds)), int(fraction * 1e6)))
+
+
+@lru_cache(1)
+def _iso(seconds: int) -> bytes:
+    return datetime.fromtimestamp(seconds, UTC).strftime("%Y-%m-%dT%H:%M:%S").encode()
+
+
+def stamped(timestamp: str) -> float:
+    """The time (s, time.monotonic) that `stamp` has written."""
+    return datetime.fromisoformat(timestamp).timestamp()
 
 
 class Workload:
@@ -36,16 +67,10 @@ class Workload:
         self._gone: dict[str, list[int]] = {"Buy": [], "Sell": []}
         rows = [self._row(side, ticks) for side in ("Sell", "Buy") for ticks in sorted(self._live[side], reverse=True)]
         self.deltas = deltas
+        self.levels = levels
         self.messages = [
             orjson.dumps(
-                {
-                    "table": "orderBookL2",
-                    "action": "partial",
-                    "keys": ["symbol", "id", "side"],
-                    "types": dict.fromkeys(rows[0], "symbol"),
-                    "filter": {"symbol": "XBTUSD"},
-                    "data": rows,
-                }
+                partial("orderBookL2", ["symbol", "id", "side"], BOOK_TYPES, {"id": "sorted", "symbol": "parted"}, rows)
             ),
             *(orjson.dumps(self._delta()) for _ in range(deltas)),
             orjson.dumps(
@@ -103,3 +128,42 @@ class Workload:
                 row = self._row(side, ticks)
             rows.append(row)
         return {"table": "orderBookL2", "action": action, "data": rows}
+
+
+workload_of = cache(Workload)
+"""The workload of so many deltas and levels a side, made once."""
+
+
+def trade_rows(count: int) -> list[dict[str, Any]]:
+    """Rows of trade, as of 2026; a fifth of a second apart."""
+    began = datetime(2026, 1, 1, tzinfo=UTC)
+    return [
+        {
+            "timestamp": f"{began + timedelta(milliseconds=200 * number):%Y-%m-%dT%H:%M:%S.%f}"[:-3] + "Z",
+            "symbol": "XBTUSD", "side": "Buy", "size": 100 + number, "price": 64000.5, "tickDirection": "ZeroPlusTick",
+            "trdMatchID": f"00000000-0000-0000-0000-{number:012}", "grossValue": 156_250 + number,
+            "homeNotional": 0.0015625, "foreignNotional": 100 + number, "trdType": "Regular",
+        }
+        for number in range(count)
+    ]  # fmt: skip
+
+
+def order_rows(count: int) -> list[dict[str, Any]]:
+    """Rows of order, as of 2026."""
+    return [
+        {
+            "orderID": f"00000000-0000-0000-0000-{number:012}", "clOrdID": f"mine-{number}", "account": 1_000_000,
+            "symbol": "XBTUSD", "strategy": "OneWay", "side": "Buy", "orderQty": 100 + number, "price": 64000.5,
+            "currency": "USD", "settlCurrency": "XBt", "ordType": "Limit", "timeInForce": "GoodTillCancel",
+            "execInst": "", "ordStatus": "New", "workingIndicator": True, "leavesQty": 100 + number, "cumQty": 0,
+            "avgPx": None, "text": "Submitted via API.", "transactTime": TIMESTAMP, "timestamp": TIMESTAMP,
+        }
+        for number in range(count)
+    ]  # fmt: skip
+
+
+def partial_of(table: str, rows: list[dict[str, Any]]) -> bytes:
+    """A partial of trade or order, encoded."""
+    keys, attributes = ([], {"timestamp": "sorted"}) if table == "trade" else (["orderID"], {"orderID": "grouped"})
+    types = {"timestamp": "timestamp", "symbol": "symbol", "price": "float"}
+    return orjson.dumps(partial(table, keys, types, attributes, rows))

@@ -112,11 +112,13 @@ class Inbox:
         self._room.unpark_all()
 
     async def take(self) -> Sequence[Any]:
-        """All that is there, at least one item; waits for it. Always a checkpoint; when cancelled, nothing was taken.
+        """All that is there, at least one item; waits for it. Always a checkpoint (one pass through the scheduler,
+        not a second to fall asleep); when cancelled, nothing was taken.
 
         Raises what the inbox was closed with, or trio.EndOfChannel, once it is empty.
         """
-        await trio.lowlevel.checkpoint()
+        if self._items or self.closed:
+            await trio.lowlevel.checkpoint()
         while not self._items:
             if self.closed:
                 if self._error is not None:

@@ -8,6 +8,7 @@ from hypothesis import HealthCheck, settings
 from bitmex_streams.auth import Credentials
 from bitmex_streams.exchange import Account
 from bitmex_streams.exchange.demo import DEMO_API_SECRET
+from bitmex_streams.transport import TRANSPORTS
 
 # A busy machine is no failure; and where a failure has to mean a change, the examples are the same each time.
 settings.register_profile(
@@ -22,8 +23,25 @@ def authority():
     return pytest.importorskip("trustme").CA()
 
 
+@pytest.fixture(autouse=True)
+def transport_of_this_run(request, monkeypatch):
+    """What a Connection uses that is not told."""
+    if request.config.getoption("transport") == "fast" and not request.node.get_closest_marker("trio_websocket"):
+        monkeypatch.setitem(TRANSPORTS, "default", TRANSPORTS["fast"])
+
+
 SECRETS: set[str] = set()  # of all accounts that were opened, and of all that signed in; and what was signed by them
 LEAKS: dict[str, None] = {}  # the tests, each once
+
+
+def pytest_addoption(parser):
+    """The suite runs on both transports."""
+    parser.addoption("--transport", choices=["default", "fast"], default="default", help="what a Connection uses")
+
+
+def pytest_report_header(config):
+    """Which one it is."""
+    return f"transport: {config.getoption('transport')}"
 
 
 def pytest_configure(config):

@@ -201,6 +201,7 @@ async def test_a_listener_with_many_rows_lets_other_tasks_run_in_between():
         assert turns >= 15
 
 
+@pytest.mark.trio_websocket
 async def test_several_symbols_in_one_listener_and_the_older_spellings():
     async with paused(symbols=("XBTUSD", "ETHUSD", "SOLUSDT")) as exchange:
         async with BitMEXWebsocket.connect(exchange.url, None, None, False) as bws:
@@ -651,6 +652,7 @@ async def test_each_listener_raises_an_error_of_its_own_and_the_context_none():
     assert one.__cause__ is other.__cause__ is not None
 
 
+@pytest.mark.trio_websocket
 @pytest.mark.parametrize("listening", [True, False])
 async def test_closing_ws_is_a_normal_close_by_this_side(listening):
     caught = []
@@ -675,6 +677,7 @@ async def test_closing_ws_is_a_normal_close_by_this_side(listening):
         await until(lambda: exchange.clients == 0)
 
 
+@pytest.mark.trio_websocket
 async def test_closing_ws_with_the_switch_armed_is_no_error_and_leaves_it_armed():
     exchange = ScriptedExchange()
     async with exchange.open() as url, open_bitmex_websocket(url, KEY, SECRET, True) as bws:
@@ -685,6 +688,7 @@ async def test_closing_ws_with_the_switch_armed_is_no_error_and_leaves_it_armed(
     assert [timeout for _, timeout in exchange.switched] == [60000]
 
 
+@pytest.mark.trio_websocket
 async def test_what_the_server_closed_before_ws_was_closed_is_the_servers_close():
     exchange = ScriptedExchange()
     async with exchange.open() as url:
@@ -1035,6 +1039,7 @@ OVERLAPPING = [
 """Where one is widened, what comes between the two subscriptions is not seen."""
 
 
+@pytest.mark.trio_websocket
 @pytest.mark.parametrize(
     "seed, wants, lasting, closes", [(1, WANTS, 2, False), (2, WANTS, 2, True), (4, OVERLAPPING, 0.4, False)]
 )

@@ -438,6 +438,7 @@ async def test_topics_can_be_given_up_without_waiting():
                 connection.unsubscribe_soon("a b")
 
 
+@pytest.mark.trio_websocket
 async def test_the_websocket_underneath_is_there_while_the_connection_stands():
     exchange = ScriptedExchange()
     async with exchange.open() as url:

@@ -23,6 +23,7 @@ from bitmex_streams import (
     Connection,
     ConnectionClosed,
     ConnectionFailed,
+    DecodeError,
     Decoder,
     Disconnected,
     OrderBookMerger,
@@ -815,6 +816,48 @@ async def test_deltas_between_unsubscribe_and_the_new_partial_are_dropped(autoju
         assert [update.action for update in taken if type(update) is TableUpdate] == ["partial", "stale", "partial"]
         assert tables.storage.orderbook["XBTUSD"]["Buy"][5]["size"] == 1 and not tables.stale
         assert connection.stats.resyncs == 1
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "no JSON",
+        "[1]",
+        '{"table":"orderBookL2","action":"upsert","data":[]}',
+        '{"table":"orderBookL2","action":"update"}',
+    ],
+)
+async def test_one_bad_message_costs_a_resync_and_not_the_program(bad, autojump_clock, caplog):
+    exchange = ScriptedExchange()
+    await book_server(exchange)
+    topic, tables, merger = "orderBookL2:XBTUSD", TableApplier(), OrderBookMerger()
+    async with in_memory_steady(exchange, subscribe=[topic]) as connection, running(
+        connection, Decoder(), tables, merger
+    ) as updates:
+        await eventually(lambda: updates)
+        answer, exchange.answer = exchange.answer, unanswered
+        await exchange.send(bad)
+        await trio.sleep(0.1)
+        assert merger.books["XBTUSD"].stale and list(tables.stale) == [topic]
+        assert [update.stale for update in updates] == [False, True], "in stream order, once"
+        exchange.answer = answer
+        await answer(exchange.clients[0], {"op": "unsubscribe", "args": [topic]})
+        await answer(exchange.clients[0], {"op": "subscribe", "args": [topic]})
+        await eventually(lambda: not merger.books["XBTUSD"].stale)
+        assert [update.stale for update in updates] == [False, True, False] and not tables.stale
+        assert updates[-1].changes is None and updates[-1].best_bid == (5.0, 1)
+        assert connection.stats.resyncs == 1 and connection.stats.reconnects == 0
+    assert "cannot be decoded" in caplog.text
+
+
+async def test_who_prefers_it_gets_one_bad_message_as_an_error(autojump_clock):
+    exchange = ScriptedExchange()
+    async with in_memory_steady(exchange, subscribe=["trade"]) as connection:
+        with pytest.raises(DecodeError):
+            async with running(connection, Decoder(on_error="raise")):
+                await eventually(lambda: connection.subscriptions)
+                await exchange.send("no JSON")
+                await trio.sleep_forever()
 
 
 async def test_a_partial_that_does_not_come_is_asked_for_anew(autojump_clock, caplog):

@@ -3,8 +3,6 @@
 Real sockets on loopback; every test for each transport, unless it is of one alone.
 """
 
-import base64
-import hashlib
 import socket
 import ssl
 import time
@@ -19,7 +17,7 @@ import trio_websocket
 
 from bitmex_streams.errors import ConnectionFailed
 from bitmex_streams.transport import TRANSPORTS, TransportClosed, WebsocketTransport, check_url
-from tests.servers import ScriptedExchange, open_sockets, receive_head, serve_tcp, serve_websocket, tls
+from tests.servers import ScriptedExchange, open_sockets, receive_head, serve_tcp, serve_websocket, shake_hands, tls
 
 SWITCH = b"HTTP/1.1 101 Switching Protocols\r\n"
 
@@ -246,16 +244,6 @@ async def test_the_close_code_and_reason_of_the_server_are_known_after_all_messa
 
 def frame(payload, *, length=None, opcode=0x81):
     return bytes([opcode, len(payload) if length is None else length]) + payload
-
-
-async def shake_hands(stream):
-    head = await receive_head(stream)
-    key = head.lower().partition(b"sec-websocket-key: ")
-    key = head[len(key[0]) + len(key[1]) :].partition(b"\r\n")[0]
-    accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
-    await stream.send_all(
-        SWITCH + b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: " + accept + b"\r\n\r\n"
-    )
 
 
 @asynccontextmanager

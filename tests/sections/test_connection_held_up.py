@@ -26,7 +26,7 @@ from bitmex_streams import (
     TableApplier,
 )
 from bitmex_streams.transport import TRANSPORTS, WebsocketTransport
-from tests.servers import ScriptedExchange, deafen, in_memory, open_sockets, partial_of, serve_tcp
+from tests.servers import ScriptedExchange, deafen, in_memory, open_sockets, partial_of, serve_tcp, shake_hands
 
 TOPIC = "orderBookL2:XBTUSD"
 QUICKLY = Reconnect(initial=0.01, factor=1)
@@ -303,15 +303,16 @@ async def test_a_slow_reader_of_a_replay_that_has_played_all_it_had_gets_all_of_
     closed = trio.Event()
 
     async def replay(stream):
-        async with trio.open_nursery() as nursery:
-            ws = await (await trio_websocket.wrap_server_stream(nursery, stream)).accept()
-            for number in range(1000):
-                await ws.send_message(f'{{"table":"trade","action":"insert","data":[{{"number":{number}}}]}}')
-            await stream.send_all(b"\x88\x02\x03\xe8")
-            await stream.aclose()
-            closed.set()
-            nursery.cancel_scope.cancel()
+        await shake_hands(stream)
+        for number in range(1000):
+            text = b'{"table":"trade","action":"insert","data":[{"number":%d}]}' % number
+            await stream.send_all(bytes([0x81, len(text)]) + text)
+        await stream.send_all(b"\x88\x02\x03\xe8")
+        closed.set()
+        said.append(await stream.receive_some())
+        await stream.aclose()
 
+    said = []
     async with trio.open_nursery() as nursery:
 
         def make(url, **options):
@@ -330,3 +331,4 @@ async def test_a_slow_reader_of_a_replay_that_has_played_all_it_had_gets_all_of_
     messages = [item.data for item in items if type(item) is RawMessage]
     assert len(messages) == 1000 and '"number":999' in messages[-1]
     assert [item.code for item in items if type(item) is Disconnected] == [1000]
+    assert [words[:1] for words in said] == [b"\x88"], "the answer to its close frame, and no ping"

@@ -3,10 +3,7 @@
 On a test clock, over in-memory streams; where the operating system has a part in it, over real sockets.
 """
 
-import base64
 import errno
-import hashlib
-import re
 import socket
 from contextlib import suppress
 from functools import partial
@@ -37,7 +34,16 @@ from bitmex_streams import (
 )
 from bitmex_streams.coverage import CONNECTING
 from bitmex_streams.transport import WebsocketTransport
-from tests.servers import InMemory, ScriptedExchange, in_memory, open_sockets, partial_of, serve_tcp, serve_websocket
+from tests.servers import (
+    InMemory,
+    ScriptedExchange,
+    in_memory,
+    open_sockets,
+    partial_of,
+    serve_tcp,
+    serve_websocket,
+    shake_hands,
+)
 
 STEADY = Reconnect(jitter=0)
 SIGNED_IN = {"api_key": "aKeyOfAnAccount-1234567", "api_secret": "aSecretOfAnAccount-1234567"}
@@ -699,7 +705,7 @@ async def test_a_server_that_does_not_answer_is_given_up_after_ten_seconds(autoj
     connection = Connection("ws://in.memory/realtime", transport=deaf, reconnect=STEADY)
     async with running(connection) as taken:
         await trio.sleep(0.1)
-        await answer_handshake(ends[0])  # and then never again a word, nor a pong
+        await shake_hands(ends[0])  # and then never again a word, nor a pong
         await connection.wait_connected()
         began = trio.current_time()
         await eventually(lambda: not connection.connected)
@@ -710,19 +716,6 @@ async def test_a_server_that_does_not_answer_is_given_up_after_ten_seconds(autoj
         await trio.sleep(2)
         assert len(ends) == 2, "it is tried again"
     assert "heartbeat lost" in caplog.text
-
-
-async def answer_handshake(stream):
-    """Accept a websocket, by hand."""
-    head = b""
-    while b"\r\n\r\n" not in head:
-        head += await stream.receive_some()
-    key = re.search(rb"(?i)sec-websocket-key: (\S+)", head)[1]
-    accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
-    await stream.send_all(
-        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
-        + accept + b"\r\n\r\n"
-    )  # fmt: skip
 
 
 async def test_half_a_message_is_a_sign_of_life(autojump_clock):
@@ -736,7 +729,7 @@ async def test_half_a_message_is_a_sign_of_life(autojump_clock):
     connection = Connection("ws://in.memory/realtime", transport=slow, reconnect=STEADY)
     async with running(connection) as taken:
         await trio.sleep(0.1)
-        await answer_handshake(ours[0])
+        await shake_hands(ours[0])
         await connection.wait_connected()
         await ours[0].send_all(b"\x81\x7e\x01\x00")
         for _ in range(64):  # a message that takes four minutes to come

@@ -4,8 +4,11 @@ and raw TCP.
 
 from __future__ import annotations
 
+import base64
 import ctypes
+import hashlib
 import json
+import re
 import ssl
 import struct
 import sys
@@ -132,6 +135,17 @@ async def receive_head(stream: trio.abc.Stream) -> bytes:
             break
         head += data
     return head
+
+
+async def shake_hands(stream: trio.abc.Stream) -> None:
+    """Accept a websocket, by hand."""
+    key = re.search(rb"(?i)sec-websocket-key: (\S+)", await receive_head(stream))
+    assert key is not None
+    accept = base64.b64encode(hashlib.sha1(key[1] + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+    await stream.send_all(
+        b"HTTP/1.1 101 Switching Protocols\r\nUpgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: "
+        + accept + b"\r\n\r\n"
+    )  # fmt: skip
 
 
 class ScriptedExchange:

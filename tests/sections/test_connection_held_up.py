@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import pytest
 import trio
+import trio.testing
 import trio_websocket
 
 from bitmex_streams import (
@@ -24,8 +25,8 @@ from bitmex_streams import (
     StateLost,
     TableApplier,
 )
-from bitmex_streams.transport import WebsocketTransport
-from tests.servers import ScriptedExchange, deafen, in_memory, open_sockets, partial_of, serve_tcp
+from bitmex_streams.transport import TRANSPORTS, WebsocketTransport
+from tests.servers import ScriptedExchange, deafen, in_memory, open_sockets, partial_of, serve_tcp, shake_hands
 
 TOPIC = "orderBookL2:XBTUSD"
 QUICKLY = Reconnect(initial=0.01, factor=1)
@@ -294,3 +295,40 @@ async def test_one_that_is_cut_off_again_and_again_while_nobody_reads_fills_no_m
         await it.read()
         await eventually(lambda: it.connection.connected and not it.stale)
         assert it.connection.stats.connections >= connections, "it goes on when there is room"
+
+
+@both_transports
+async def test_a_slow_reader_of_a_replay_that_has_played_all_it_had_gets_all_of_it(transport, autojump_clock):
+    """Nobody pings it meanwhile: its host would refuse that, and what waits in the socket would be lost."""
+    closed = trio.Event()
+
+    async def replay(stream):
+        await shake_hands(stream)
+        for number in range(1000):
+            text = b'{"table":"trade","action":"insert","data":[{"number":%d}]}' % number
+            await stream.send_all(bytes([0x81, len(text)]) + text)
+        await stream.send_all(b"\x88\x02\x03\xe8")
+        closed.set()
+        said.append(await stream.receive_some())
+        await stream.aclose()
+
+    said = []
+    async with trio.open_nursery() as nursery:
+
+        def make(url, **options):
+            ours, theirs = trio.testing.memory_stream_pair()
+            nursery.start_soon(replay, theirs)
+            return TRANSPORTS[transport](url, stream=ours, **options)
+
+        connection = Connection("ws://in.memory/realtime", transport=make, max_lag=10_000, buffer_size=ROOM)
+        async with Pipeline.create(connection) as pipeline, pipeline.tap() as tap:
+            items = [await tap.receive()]
+            await closed.wait()
+            await trio.sleep(600)
+            assert connection.connected
+            async for item in tap:
+                items.append(item)
+    messages = [item.data for item in items if type(item) is RawMessage]
+    assert len(messages) == 1000 and '"number":999' in messages[-1]
+    assert [item.code for item in items if type(item) is Disconnected] == [1000]
+    assert [words[:1] for words in said] == [b"\x88"], "the answer to its close frame, and no ping"

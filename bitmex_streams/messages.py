@@ -79,13 +79,15 @@ class RawMessage(Struct, frozen=True, gc=False):
     """One message as it came off the wire or out of a recording.
 
     ``received``: int, ns UTC since the epoch, the arrival. ``data``: the text (str, or UTF-8 bytes), unparsed.
-    ``source``: the URL or the path; ``line``: the line of a recording (from 1), 0 when live.
+    ``source``: the URL or the path; ``line``: the line of a recording (from 1), 0 when live; ``file``: the path, where
+    the source is a recording in several files.
     """
 
     received: int
     data: str | bytes
     source: str = ""
     line: int = 0
+    file: str = ""
 
 
 class Connected(Struct, frozen=True, gc=False):

@@ -72,7 +72,7 @@ class Decoder(Operator):
     have; nested more than 256 levels deep; with a fraction or exponent beyond what a float holds): ``"stale"`` puts
     out a `StateLost` mark in its place and logs a warning on the logger ``bitmex_streams``; its ``topic`` is the table
     where that can still be told, else None (every table of that source). ``"raise"`` raises `DecodeError`. Both name
-    the source and the line, what was wrong, and the beginning of the message.
+    the source (of several files, the file) and the line, what was wrong, and the beginning of the message.
 
     The text ``pong`` becomes `Pong`; a JSON object of no known kind becomes `Help`. Where a message echoes an
     ``authKeyExpires`` command, in whatever place, its arguments are masked (``***``) everywhere in that message; only
@@ -172,7 +172,7 @@ class Decoder(Operator):
 
     def _undecodable(self, item: RawMessage, wrong: str, topic: str | None = None) -> StateLost:
         self.undecodable += 1
-        place = item.source or "a message"
+        place = item.file or item.source or "a message"
         if item.line:
             place = f"{place}, line {item.line}"
         reason = f"{place}: cannot be decoded: {wrong}; it begins {_excerpt(item.data)}"

@@ -109,7 +109,7 @@ class Replay(Source):
     end; TypeError for what is no path. While it runs, RecordingError with file and line, when all before it was put
     out: for a file that is missing or no recording, damaged compression, a line without its timestamp, not in UTF-8,
     or that does not begin and end as a message does, and for a last line that was cut short. Whether a message is JSON
-    all through is seen by the `Decoder`, which names source and line.
+    all through is seen by the `Decoder`, which names the file and the line.
     """
 
     def __init__(
@@ -183,8 +183,10 @@ class _Reader:
         self._replay = replay
         self._nursery = nursery
         self._source = replay.source
+        self._file = ""  # the one in hand, where there are several
         self._received: int | None = None  # of the last line
-        self._held: list[tuple[int, bytes]] | None = []  # (line, data) before the first time; None: no longer held
+        # (line, data, file) before the first time; None: no longer held
+        self._held: list[tuple[int, bytes, str]] | None = []
         self._held_bytes = 0
         self._connected = False
         self._text: ReadAhead | None = None  # of the file in hand
@@ -219,7 +221,7 @@ class _Reader:
     def _hold(self, number: int, data: bytes) -> list[Any]:
         """Let a message wait for the first time. What comes out: nothing, or all that waits, when it is too much."""
         assert self._held is not None
-        self._held.append((number, data))
+        self._held.append((number, data, self._file))
         self._held_bytes += len(data)
         return self._release(0) if self._held_bytes > _HELD else []
 
@@ -230,12 +232,13 @@ class _Reader:
         if not held or (start is not None and received < start) or (end is not None and received >= end):
             return []
         self._received, self._connected = received, True
-        messages = [RawMessage(received, data, self._source, number) for number, data in held]
+        messages = [RawMessage(received, data, self._source, number, file) for number, data, file in held]
         return [Connected(received, self._source), *messages]
 
     def _read_files(self) -> Generator[list[Any], None, None]:
         for path in self._replay.paths:
             name = _name(path)
+            self._file = name if len(self._replay.paths) > 1 else ""
             format: _Format | None = None
             at_once = _at_once(path, paced=self._replay.speed is not None)
             with closing(ReadAhead(_decompressed(path, name), self._nursery, at_once=at_once)) as self._text:
@@ -323,7 +326,8 @@ class _Reader:
         if not self._connected:
             self._connected = True
             batch.append(Connected(times[0], self._source))
-        batch += map(RawMessage, times, map(_ARCHIVE_DATA, lines), repeat(self._source), count(first))
+        data = map(_ARCHIVE_DATA, lines)
+        batch += map(RawMessage, times, data, repeat(self._source), count(first), repeat(self._file))
         self._received = times[-1]
         return True
 
@@ -354,7 +358,7 @@ class _Reader:
         if not self._connected:
             self._connected = True
             batch.append(Connected(received, self._source))
-        batch.append(RawMessage(received, data, self._source, number))
+        batch.append(RawMessage(received, data, self._source, number, self._file))
         return False
 
     def _disconnect(self, batch: list[Any]) -> None:

@@ -493,6 +493,20 @@ async def test_what_only_the_decoder_can_see_it_reports_with_file_and_line(tmp_p
     assert len(items) == 3
 
 
+async def test_of_several_files_the_decoder_names_the_one_that_it_cannot_decode(tmp_path, reading):
+    odd = b'2021-07-22T12:00:03.0000000Z {"a":nil}\n'
+    paths = [tmp_path / name for name in ("one", "two", "three")]
+    for path in paths:
+        path.write_bytes(GOOD + odd + GOOD if path.name == "two" else GOOD)
+    async with Pipeline.create(Replay(*paths), Decoder()) as pipeline, pipeline.tap() as tap:
+        lost = [item async for item in tap if type(item) is StateLost]
+    assert [item.reason.partition(": ")[0] for item in lost] == [f"{paths[1]}, line 3"]
+    assert lost[0].source == f"{paths[0]} ... {paths[2]}"  # whose state it is
+
+    items, _ = await read(Replay(*paths))
+    assert [item.file for item in items[1:]] == [str(paths[0])] * 2 + [str(paths[1])] * 5 + [str(paths[2])] * 2
+
+
 async def test_of_a_gzip_that_is_damaged_in_the_middle_all_before_the_damage_comes(reading):
     compressor = zlib.compressobj(wbits=31)
     seconds = [1] * 5000

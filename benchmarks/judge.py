@@ -346,6 +346,8 @@ class Sleeper:
             while True:
                 found.append(self.tap.receive_nowait())
         who, marks = f"a sleeper with `{self.policy}`", [item for item in log if is_mark(item)]
+        if len(found) > self.capacity + MARKS + len(set(map(stream_key, marks))):  # a mark of each stream is kept
+            return f"for {who} {len(found)} items wait"
         if len(marks) > min(MARKS, self.capacity):  # they may be folded, and there may be room for nothing else
             self._gaps.update((stream_key(item), False) for item in log)
             return None

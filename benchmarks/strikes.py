@@ -25,13 +25,13 @@ from bitmex_streams import (
     SubscriptionError,
 )
 from bitmex_streams.exchange import OrderRefused
-from bitmex_streams.protocol import PARTIAL_TIMEOUT
 
 SYMBOLS = ("XBTUSD", "ETHUSD")
 KEPT = ("orderBookL2:XBTUSD", "trade", "order", "execution", "position")  # subscribed from the first to the last
 CHANGING = ("orderBookL2:ETHUSD", "quote:XBTUSD", "quote:ETHUSD", "instrument", "margin")
 LARGE = 20_000_000  # bytes of the largest messages
 BUFFER = 100  # messages that are read ahead
+PATIENCE = 30.0  # s after which a partial that has not come is to be asked for anew
 
 DEEP = '{"table":"trade","action":"insert","data":[{"symbol":"XBTUSD","deep":%s}]}'
 GARBAGE: tuple[str | bytes, ...] = (
@@ -267,13 +267,13 @@ class Strikes:
         else:
             raise Wrong(f"{topic} was not asked for anew, within 100 s after it should have been")
         fresh, began = told.fresh, trio.current_time()
-        with trio.move_on_after(PARTIAL_TIMEOUT + 0.5 + self.slack):
-            await self.idle(PARTIAL_TIMEOUT - 1)
+        with trio.move_on_after(PATIENCE + 0.5 + self.slack):
+            await self.idle(PATIENCE - 1)
             if fresh.is_set() and self.connection.resync_every is None:
                 raise Wrong(f"the partial of {topic} was asked for anew after {trio.current_time() - began:.1f} s")
             await fresh.wait()
         if not fresh.is_set():
-            raise Wrong(f"the partial of {topic} has not come, and was not asked for anew in {PARTIAL_TIMEOUT:g} s")
+            raise Wrong(f"the partial of {topic} has not come, and was not asked for anew in {PATIENCE:g} s")
 
     async def changes(self) -> None:
         """Topics are subscribed and given up, half of the time while there is no connection."""
@@ -378,6 +378,9 @@ class Strikes:
 
     # --- the end ---
 
+    def leave(self) -> None:
+        """The pipeline is left, and nothing ends it."""
+
     def refused_key(self) -> Ends:
         """The key is taken away while the connection is lost."""
         body = self.rng.choice([None, b"", b'{"error":{"message":"Invalid API Key.","name":"HTTPError"}}'])
@@ -411,4 +414,4 @@ KINDS = (
     "lost_partial", "changes", "sleepy_consumer", "blocked",
 )  # fmt: skip
 TAKES_LONG = frozenset({"lost_partial"})  # half a minute, which is too long where time is real
-ENDINGS = ("refused_key", "forbidden", "too_large", "wrong_certificate")
+ENDINGS = ("leave", "refused_key", "forbidden", "too_large", "wrong_certificate")

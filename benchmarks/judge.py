@@ -83,7 +83,10 @@ class Mirror:
 
 
 def digest_of(rows: Iterable[Row]) -> int:
-    return hash(tuple(frozenset((name, _hashable(value)) for name, value in row.items()) for row in rows))
+    try:
+        return hash(tuple(frozenset(row.items()) for row in rows))
+    except TypeError:  # a list, or an object
+        return hash(tuple(frozenset((name, _hashable(value)) for name, value in row.items()) for row in rows))
 
 
 def _hashable(value: Any) -> Any:
@@ -181,6 +184,7 @@ class Judge:
         self.fills: list[Fill] = []
         self.fills_seen: set[str] = set()
         self.marks_of_fills = 0
+        self.connections = self.messages = 0  # that came
         self._attempt: Attempt | None = None  # whose messages come
         self._message: RawMessage | None = None  # the one that is being handed through
         self._decoded = True  # whether it has come out of the decoder,
@@ -219,6 +223,7 @@ class Judge:
         self._all_through()
         if type(item) is Connected:
             self._attempt = self.attempts.next_up()
+            self.connections += 1
         elif self._attempt is None:
             self.say(f"before any connection stands there comes {item}")
         elif type(item) is Disconnected:
@@ -229,6 +234,7 @@ class Judge:
             if item.data != expected and not self._attempt.spoiled:
                 self.say(f"{item.data[:300]!r} is handed out, and arrived has {expected and expected[:300]!r}")
             self._message, self._decoded = item, False
+            self.messages += 1
 
     def _all_through(self) -> None:
         """A message has been through all sections."""

@@ -211,7 +211,7 @@ class Soak(Strikes):
         )
         self.judge = judge = Judge(self.truths, TOPICS[:-2])
         self.attempts = judge.attempts = Attempts(reconnect, self.heartbeat, self.slack, judge.up, judge.say)
-        self.held_up, self.woke = trio.Event(), 0.0
+        self.held_up, self.woke, self.unread = trio.Event(), 0.0, False
         self.awake.set()
         async with trio.open_nursery() as servers:
             self.connection = Connection(
@@ -460,6 +460,10 @@ class Soak(Strikes):
         if not self.connection.subscriptions == set(wanted) == there:
             here = sorted(self.connection.subscriptions)
             found.append(f"subscribed are {here} here, {exchange.topics} there, and wanted {wanted}")
+        stats = self.connection.stats
+        said, came = (stats.connections, stats.messages), (judge.connections, judge.messages)
+        if said != came and not self.unread:
+            found.append(f"the connection says that it had {said} connections and messages, and there came {came}")
         found += self.fill_differences()
         return found
 

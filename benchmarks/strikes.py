@@ -212,7 +212,7 @@ class Strikes:
     async def big_message(self) -> None:
         """Now and then as big as may be."""
         most = self.connection.max_message_size
-        self.exchange.faults.big_message(most if self.rng.random() < 0.1 else self.rng.randint(100, min(most, 500_000)))
+        self.exchange.faults.big_message(most if self.rng.random() < 0.3 else self.rng.randint(100, min(most, 500_000)))
 
     # --- topics ---
 
@@ -337,7 +337,7 @@ class Strikes:
             free = trio.current_time()
         self.exchange.speed = 1
         if self.attempts.last is not None:
-            self.attempts.last.unread = True
+            self.attempts.last.unread = self.unread = True
         with trio.move_on_after(self.max_lag + self.slack + 1):
             await held_up.wait()
         waited = trio.current_time() - free
@@ -354,6 +354,7 @@ class Strikes:
         self.wake()
 
     held_up: trio.Event
+    unread: bool
     fresh: Callable[[], list[str]]
 
     def wake(self) -> None:

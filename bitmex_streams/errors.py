@@ -31,8 +31,8 @@ class ConnectionFailed(BitMEXStreamsError):
     ``status`` is the HTTP status (int) of a server that refused the handshake, else None; ``retry_after`` the seconds
     that it asked to wait, where it did. ``final``: whether trying again cannot help (a certificate that does not
     verify; a refusal with status 401, 403, 404 or another of the client's own; a page or a redirection in place of a
-    websocket). The cause (an OSError, an ssl.SSLError,
-    ...) is chained as ``__cause__``.
+    websocket). A `Connection` that has stood before takes 401, 403 and 407 alone of these statuses for final. The cause
+    (an OSError, an ssl.SSLError, ...) is chained as ``__cause__``.
     """
 
     def __init__(

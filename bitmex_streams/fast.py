@@ -32,10 +32,12 @@ from .transport import (
     CONNECT_TIMEOUT,
     MAX_MESSAGE_SIZE,
     REFUSAL_GRACE,
+    USER_TIMEOUT,
     Dialer,
     TransportClosed,
     Wire,
     check_url,
+    why_broken,
 )
 
 try:
@@ -68,7 +70,9 @@ class FastTransport(Dialer):
     ``url``: ``ws://`` or ``wss://``. ``ssl_context``: for ``wss://``; default: the system's certificates.
     ``extra_headers``: (name, value) pairs of bytes for the handshake. ``max_message_size``: in bytes (uncompressed); a
     larger message closes the connection with 1009. ``connect_timeout``: seconds. ``compression``: whether to offer
-    permessage-deflate (RFC 7692); it costs nothing where the server declines. ``stream``: a stream that stands already
+    permessage-deflate (RFC 7692); it costs nothing where the server declines. ``user_timeout``: seconds (1 at least)
+    that what was sent may stay unacknowledged by the other host until TCP gives the connection up, where the platform
+    has that (``TCP_USER_TIMEOUT``: Linux). ``stream``: a stream that stands already
     and is used in place of a new TCP connection (TLS is then its maker's business).
 
     Text messages are str, binary ones bytes. HTTP proxies are taken from the environment (and from the system's
@@ -88,6 +92,7 @@ class FastTransport(Dialer):
         max_message_size: int = MAX_MESSAGE_SIZE,
         connect_timeout: float = CONNECT_TIMEOUT,
         compression: bool = True,
+        user_timeout: float = USER_TIMEOUT,
         stream: trio.abc.Stream | None = None,
     ) -> None:
         self.url = check_url(url)
@@ -95,6 +100,7 @@ class FastTransport(Dialer):
         self.extra_headers = list(extra_headers)
         self.max_message_size = max_message_size
         self.connect_timeout = connect_timeout
+        self.user_timeout = user_timeout
         self._aim(stream)
         self._uri = parse_uri(urldefrag(url).url)
         self._protocol = ClientProtocol(
@@ -399,7 +405,9 @@ class FastTransport(Dialer):
                 make_frame(payload)
                 await self._write(b"".join(self._protocol.data_to_send()))
         except (InvalidState, trio.BrokenResourceError, trio.ClosedResourceError) as exc:
-            raise self._closed() from exc
+            closed = self._closed()
+            closed.reason = closed.reason or why_broken(exc)
+            raise closed from exc
 
     def _collect_answers(self) -> None:
         for data in self._protocol.data_to_send():

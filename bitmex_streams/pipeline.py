@@ -461,7 +461,8 @@ def _all_sources(sections: Iterable[Any]) -> Iterator[Source]:
 def _resync(sources: list[Any], topic: str) -> None:
     """Ask all for a topic anew: it is nothing to those that are not subscribed to it."""
     for source in sources:
-        source.resync(topic)
+        # One that tells the loss of state from the wish of a user does not let a loss that recurs flood the exchange.
+        getattr(source, "resync_lost", source.resync)(topic)
 
 
 def _cut_into_runs(pipeline: Pipeline, stages: list[Stage]) -> list[Run]:

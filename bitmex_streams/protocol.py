@@ -6,7 +6,8 @@ first two as messages to send; `ClientProtocol.receive` learns the third from wh
 were not sent yet cancel out, what is pending is bounded by the number of topics, and nothing depends on which answer
 comes first.
 
-Until an ``authKeyExpires`` has been answered, topics of private tables wait. The dead man's switch is
+Until an ``authKeyExpires`` has been answered, topics of private tables wait; one that a lost connection leaves
+unanswered is the first that the next one is sent. The dead man's switch is
 ``cancelAllAfter`` on a rhythm: `ClientProtocol.switch_due` says when the next is due, on whatever clock the caller has.
 
 Facts of the protocol are from https://www.bitmex.com/app/wsAPI, and from watching tardis-machine's ``ws-replay``.
@@ -16,11 +17,13 @@ from __future__ import annotations
 
 import re
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from math import inf
 from typing import Any, Literal
 
 import msgspec
+
+from .auth import Credentials
 
 __all__ = [
     "MAX_ARGS",
@@ -33,6 +36,7 @@ __all__ = [
     "ClientProtocol",
     "Complaint",
     "Refused",
+    "SignIn",
     "SwitchSet",
     "check_topic",
     "covers",
@@ -46,6 +50,9 @@ MAX_GAP = 60.0
 """Seconds that a topic which is asked for anew again and again may have to wait."""
 PARTIAL_TIMEOUT = 30.0
 """Seconds after the acknowledgement of a topic in which its partial has to come."""
+MAX_REFUSALS = 1000
+"""How many refusals are remembered: more than a single read can bring, before those who wait for theirs have seen it.
+"""
 MAX_RETRIES = 3
 """How often a topic that was in force on an earlier connection is asked for again when a later one refuses it."""
 SWITCH_INTERVAL = 15.0
@@ -94,6 +101,18 @@ class Authenticated(msgspec.Struct, frozen=True):
 
     status: int | None = None
     error: str | None = None
+
+
+class SignIn:
+    """An ``authKeyExpires``, from the wish to its answer: the ``credentials`` that sign it are good once they were
+    accepted. One that is not answered before the connection is lost is sent again on the next, signed anew.
+    """
+
+    def __init__(self, credentials: Credentials) -> None:
+        self.credentials = credentials
+        self.answer: Authenticated | None = None
+        self.given_up = False
+        """Whether nobody waits for the answer any more: nothing is held back for it, and it is not sent again."""
 
 
 class SwitchSet(msgspec.Struct, frozen=True):
@@ -148,9 +167,7 @@ _decode_rows = msgspec.json.Decoder(list[_Row]).decode
 class _Topic:
     """One topic's state; this module's top explains the three."""
 
-    __slots__ = (
-        "again", "asked_at", "due", "gap", "held", "proven", "refusal", "retries", "sent", "unanswered", "wanted",
-    )  # fmt: skip
+    __slots__ = ("again", "asked_at", "due", "gap", "held", "proven", "retries", "sent", "unanswered", "wanted")
 
     def __init__(self) -> None:
         self.wanted = self.sent = self.held = False
@@ -161,7 +178,6 @@ class _Topic:
         self.proven = False  # it was held, on this connection or an earlier one
         self.retries = 0  # how often it was refused since
         self.unanswered: deque[Op] = deque(maxlen=8)  # bounded: some servers never answer
-        self.refusal: Refused | None = None
 
 
 def check_topic(topic: str) -> str:
@@ -190,10 +206,12 @@ class ClientProtocol:
     def __init__(self) -> None:
         self.cancel_time: str | None = None
         """When the server cancels all orders (ISO), as it last said; None: not at all."""
-        self._authentication: Callable[[], str] | None = None  # makes the command that is still to be sent
-        self._authenticating = False  # it was sent, and not answered
+        self._sign_ins: deque[SignIn] = deque()  # those that are still to be sent
+        self._signing: deque[SignIn] = deque(maxlen=8)  # those that were, and are not answered
         self.signed_in = False
         """Whether the connection is that of an account: by its handshake, or by an ``authKeyExpires``."""
+        self.accepted: Credentials | None = None
+        """Those of the ``authKeyExpires`` that was answered last, where it was accepted."""
         self.armed = False
         """Whether the dead man's switch may be armed: it was sent, and its disarming was not confirmed."""
         self._disarming = False
@@ -209,9 +227,10 @@ class ClientProtocol:
         """The last error that the server did not tie to a command, nor to anything else."""
         self._mute = False  # data has answered a subscription, and nothing was acknowledged so far
         self._topics: dict[str, _Topic] = {}
+        self._refusals: dict[str, Refused] = {}  # by topic, the oldest first
         self._changed: dict[str, None] = {}  # a set that keeps its order
         self._later: dict[str, None] = {}  # those that wait until they are due
-        self._partials: dict[str, float] = {}  # acknowledged topics whose partial has not come, and when it is overdue
+        self._partials: dict[str, float] = {}  # topics whose partial has not come, and when it is overdue
         self._awaited: frozenset[str] = frozenset()  # tables whose data may answer a subscription
 
     # --- what the user wants ---
@@ -245,28 +264,33 @@ class ClientProtocol:
             self._want(name, False)
         return known
 
-    def resync(self, topic: str | None = None, now: float = 0.0, *, routine: bool = False) -> list[str]:
+    def resync(self, topic: str | None = None, now: float = 0.0, *, rationed: bool = False) -> list[str]:
         """Ask anew for what is in force of ``topic`` (None: for all), so that new partials come, at ``now`` (s, on the
         clock of `arm`). The topics for which that is news.
 
         Also takes a topic that a subscribed one covers, or the other way round. Nothing happens while such a request
-        is under way: its partial is still to come. A topic that is asked for again and again is asked for more and
-        more rarely: each time after twice the wait, up to a minute; after a quiet minute at once. What is done as a
-        ``routine``, whether or not something is wrong, does not count there.
+        is under way: its partial is still to come. Where it is ``rationed``, a topic that is asked for again and again
+        is asked for more and more rarely: each time after twice the wait, up to a minute; after a quiet minute at once.
+        What is not rationed goes out at once, also where a rationed one of it was still to come, and does not count
+        there.
         """
         asked = []
         for name, state in self._topics.items():
             concerned = topic is None or covers(name, topic) or covers(topic, name)
-            if concerned and state.wanted and state.held and not state.again and not state.unanswered:
+            if not concerned or not state.wanted or not state.held or state.unanswered:
+                continue
+            if not state.again:
                 asked.append(name)
                 state.again = True
                 state.due = now
-                if not routine:
+                if rationed:
                     if now - state.asked_at > MAX_GAP:
                         state.gap = 0.0
                     state.due = state.asked_at = max(now, state.asked_at + state.gap)
                     state.gap = min(MAX_GAP, 2 * state.gap or 1.0)
                 self._delay(name)
+            elif not rationed and state.due > now:
+                state.due = state.asked_at = now
         return asked
 
     def _delay(self, name: str) -> None:
@@ -276,14 +300,17 @@ class ClientProtocol:
 
     def _want(self, name: str, wanted: bool) -> None:
         topic = self._topics.setdefault(name, _Topic())
-        topic.wanted, topic.refusal, topic.retries = wanted, None, 0
+        topic.wanted, topic.retries = wanted, 0
+        self._refusals.pop(name, None)
         topic.proven = topic.proven and wanted
         self._later.pop(name, None)
         self._changed[name] = None
 
-    def authenticate(self, command: Callable[[], str]) -> None:
-        """Authenticate. ``command`` makes the signed ``authKeyExpires``, when its turn comes to be sent."""
-        self._authentication = command
+    def authenticate(self, credentials: Credentials) -> SignIn:
+        """Authenticate with ``credentials``; ``authKeyExpires`` is signed when its turn comes to be sent."""
+        sign_in = SignIn(credentials)
+        self._sign_ins.append(sign_in)
+        return sign_in
 
     def arm(self, now: float) -> None:
         """Arm the dead man's switch, from now (s, on any clock) on."""
@@ -324,11 +351,13 @@ class ClientProtocol:
     @property
     def authenticating(self) -> bool:
         """Whether an ``authKeyExpires`` has yet to be sent or answered."""
-        return self._authenticating or self._authentication is not None
+        return bool(self._sign_ins) or any(not sign_in.given_up for sign_in in self._signing)
 
-    def stop_authenticating(self) -> None:
-        """Wait no longer for the answer: what waited for it goes on the wire."""
-        self._authentication, self._authenticating = None, False
+    def give_up(self, sign_in: SignIn) -> None:
+        """Wait no longer for its answer: what waited for it goes on the wire. Should it still come, it counts."""
+        sign_in.given_up = True
+        if sign_in in self._sign_ins:
+            self._sign_ins.remove(sign_in)
 
     # --- what became of it ---
 
@@ -343,9 +372,8 @@ class ClientProtocol:
         return state is None or (topic not in self._changed and not state.unanswered)
 
     def refusal(self, topic: str) -> Refused | None:
-        """The last refusal concerning ``topic``, unless it was asked for again since."""
-        state = self._topics.get(topic)
-        return None if state is None else state.refusal
+        """The last refusal concerning ``topic``, unless it was asked for again, or a thousand others were refused."""
+        return self._refusals.get(topic)
 
     # --- the wire ---
 
@@ -353,35 +381,38 @@ class ClientProtocol:
         """The connection is gone: the server holds nothing any more, and what is wanted has to be sent to the next
         one.
         """
-        self._topics = {name: topic for name, topic in self._topics.items() if topic.wanted or topic.refusal}
+        self._topics = {name: topic for name, topic in self._topics.items() if topic.wanted}
         for topic in self._topics.values():
             topic.sent = topic.held = topic.again = False
             topic.unanswered.clear()
             topic.retries = 0
         self._later.clear()
         self._partials.clear()
-        self._changed = {name: None for name, topic in self._topics.items() if topic.wanted}
+        self._changed = dict.fromkeys(self._topics)
         self._awaited = frozenset()
         self.acknowledges = self.greeted = self._mute = False
-        self._authentication = None
-        self._authenticating = self.signed_in = self.armed = self._disarming = False
+        self._sign_ins.extendleft(sign_in for sign_in in reversed(self._signing) if not sign_in.given_up)
+        self._signing.clear()
+        self.signed_in = self.armed = self._disarming = False
         self._switches.clear()
         self._switch_due = inf
         self.cancel_time = None
 
-    def commands(self, now: float = -inf) -> list[str]:
+    def commands(self, now: float = -inf, *, reading: bool = True) -> list[str]:
         """What has to be sent now (s, on the clock of `arm`), in order.
 
-        JSON texts with at most `MAX_ARGS` topics each. Whoever takes them must send them.
+        JSON texts with at most `MAX_ARGS` topics each. Whoever takes them must send them. ``reading``: whether the
+        answers are read; while they are not, no topic is asked for: its partial would be old when it is seen.
         """
         leave, join, first, waiting = [], [], [], []
         for name in [name for name in self._later if self._topics[name].due <= now or now == -inf]:
             del self._later[name]
             self._changed[name] = None
-        if self._authentication is not None:
-            first.append(self._authentication())
-            self._authentication, self._authenticating = None, True
-        waits = self._authenticating and not self.signed_in
+        while self._sign_ins:
+            sign_in = self._sign_ins.popleft()
+            first.append(sign_in.credentials.command())
+            self._signing.append(sign_in)
+        waits = self.authenticating and not self.signed_in
         timeout = 0 if self._disarming else SWITCH_TIMEOUT if now >= self._switch_due and not waits else None
         if timeout is not None:
             first.append(_command("cancelAllAfter", timeout))
@@ -390,16 +421,18 @@ class ClientProtocol:
         if timeout:
             self.armed, self._switch_due = True, now + SWITCH_INTERVAL
         for name in self._changed:
-            if waits and name.partition(":")[0] in PRIVATE_TABLES:
+            topic = self._topics[name]
+            if (topic.wanted and not reading) or (waits and name.partition(":")[0] in PRIVATE_TABLES):
                 waiting.append(name)
                 continue
-            topic = self._topics[name]
             if topic.sent and (topic.again or not topic.wanted):
                 leave.append(name)
                 topic.unanswered.append("unsubscribe")
+                self._partials.pop(name, None)
             if topic.wanted and (topic.again or not topic.sent):
                 join.append(name)
                 topic.unanswered.append("subscribe")
+                self._partials[name] = inf  # its time begins with the acknowledgement, which it may be ahead of
             topic.sent, topic.again = topic.wanted, False
         self._changed = dict.fromkeys(waiting)
         self._tidy()
@@ -430,17 +463,11 @@ class ClientProtocol:
             return ()
         for answer in answers:
             if isinstance(answer, Authenticated):
-                self._authenticating = False
-                self.signed_in = self.signed_in or answer.error is None
+                self._take_sign_in(answer)
             elif isinstance(answer, SwitchSet):
                 self._take_switch(answer)
             else:
-                self._take_answer(answer, now)
-                if message.table is None and isinstance(answer, Acknowledged):
-                    if answer.op == "subscribe":
-                        self._partials[answer.topic] = now + PARTIAL_TIMEOUT
-                    else:
-                        self._partials.pop(answer.topic, None)
+                self._take_answer(answer, now, by_data=message.table is not None)
         if answers:
             self.acknowledges = self.acknowledges or message.table is None
             self._mute = not self.acknowledges
@@ -454,7 +481,7 @@ class ClientProtocol:
                 yield from self._answered_by_data(message.table, message)
         elif op == "authKeyExpires" and (message.error is not None or message.success):
             yield Authenticated() if message.error is None else Authenticated(*_words(message))
-        elif self._authenticating and op is None and message.error is not None and message.status in (401, 403):
+        elif self._signing and op is None and message.error is not None and message.status in (401, 403):
             yield Authenticated(*_words(message))  # an error that says not what it is about
         elif op == "cancelAllAfter" or (op is None and message.cancelTime is not None):
             args = message.request.get("args") if isinstance(message.request, dict) else None
@@ -514,7 +541,20 @@ class ClientProtocol:
             return
         if message.action == "partial" and message.table is not None:
             symbol = message.filter.get("symbol") if isinstance(message.filter, dict) else None
-            self._partials.pop(message.table if symbol is None else f"{message.table}:{symbol}", None)
+            covered = message.table if symbol is None else f"{message.table}:{symbol}"
+            for name in [name for name in self._partials if covers(covered, name)]:
+                topic = self._topics.get(name)
+                if topic is None or "unsubscribe" not in topic.unanswered:  # else it is a late one, from before
+                    del self._partials[name]
+
+    def _take_sign_in(self, answer: Authenticated) -> None:
+        self.signed_in = self.signed_in or answer.error is None
+        self.accepted = None
+        if self._signing:  # servers answer in order
+            sign_in = self._signing.popleft()
+            sign_in.answer = answer
+            if answer.error is None:
+                self.accepted = sign_in.credentials
 
     def _take_switch(self, answer: SwitchSet) -> None:
         """An answer also settles what was sent before the command that it answers: that one was lost."""
@@ -528,15 +568,19 @@ class ClientProtocol:
             if not timeout:
                 self.armed = SWITCH_TIMEOUT in self._switches
 
-    def _take_answer(self, answer: Acknowledged | Refused, now: float) -> None:
+    def _take_answer(self, answer: Acknowledged | Refused, now: float, *, by_data: bool = False) -> None:
         name = answer.topic
         topic = self._topics.setdefault(name, _Topic())
         awaited = answer.op in topic.unanswered
         # Servers answer in order: whatever was sent before what they answer now will get no answer any more.
         while awaited and topic.unanswered.popleft() != answer.op:
             pass
+        self._await_partial(answer, now, awaited, by_data)
         if isinstance(answer, Refused):
-            topic.refusal = answer
+            self._refusals.pop(name, None)
+            self._refusals[name] = answer
+            if len(self._refusals) > MAX_REFUSALS:
+                del self._refusals[next(iter(self._refusals))]
             if topic.unanswered:  # a later command says otherwise: it will be answered too
                 return
             topic.sent = topic.held = answer.op == "unsubscribe"
@@ -548,11 +592,21 @@ class ClientProtocol:
                 topic.wanted = topic.wanted and name in self._changed
                 topic.proven = False
             return
-        topic.held, topic.refusal = answer.op == "subscribe", None
+        self._refusals.pop(name, None)
+        topic.held = answer.op == "subscribe"
         if topic.held:
             topic.proven, topic.retries = True, 0
         if not awaited and not topic.unanswered and name not in self._changed:
             topic.wanted = topic.sent = topic.held  # asked for in the URL, or by a command of the user's own making
+
+    def _await_partial(self, answer: Acknowledged | Refused, now: float, awaited: bool, by_data: bool) -> None:
+        """What an answer says of the partial of its topic: from when on it is overdue, or that none will come."""
+        name = answer.topic
+        if isinstance(answer, Acknowledged) and answer.op == "subscribe" and not by_data:
+            if name in self._partials or not (awaited or self._topics[name].held):  # else it has come already
+                self._partials[name] = now + PARTIAL_TIMEOUT
+        elif answer.op == "subscribe" or not self._topics[name].unanswered:
+            self._partials.pop(name, None)
 
     def _tidy(self) -> None:
         if self._mute:  # nothing will say that a topic was given up
@@ -563,7 +617,7 @@ class ClientProtocol:
         self._topics = {
             name: topic
             for name, topic in self._topics.items()
-            if topic.wanted or topic.held or topic.unanswered or topic.refusal or name in self._changed
+            if topic.wanted or topic.held or topic.unanswered or name in self._changed
         }
         self._later = {name: None for name in self._later if name in self._topics}
         # Where commands are acknowledged, data says nothing: it may still be of an earlier, overlapping subscription.

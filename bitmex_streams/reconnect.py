@@ -81,8 +81,18 @@ class Backoff:
         return wait
 
 
-def is_final(error: Exception) -> bool:
-    """Whether trying again cannot help: the key is refused, the address is wrong, the certificate does not verify."""
+WHO_ASKS = frozenset({401, 403, 407})
+"""The HTTP statuses by which a server (407: a proxy) refuses not the request but who makes it."""
+
+
+def is_final(error: Exception, *, stood: bool = False) -> bool:
+    """Whether trying again cannot help: the key is refused, the address is wrong, the certificate does not verify.
+
+    ``stood``: whether a connection stood before. Then the address is right, and a page, a redirection or a 404 in place
+    of the exchange is that of a load balancer, a maintenance or a portal, and passes like a 503.
+    """
     if isinstance(error, AuthenticationError):
         return error.reason != "replay"  # the next signature is another one
+    if stood and isinstance(error, ConnectionFailed) and error.status is not None:
+        return error.status in WHO_ASKS
     return error.final if isinstance(error, ConnectionFailed | ConnectionClosed) else True

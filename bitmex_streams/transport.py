@@ -38,7 +38,8 @@ CLOSE_TIMEOUT = 2.0
 MAX_MESSAGE_SIZE = 64 * 2**20  # partials of every symbol are some 5 MB
 CHUNK = 2**16
 MAX_RETRY_AFTER = 3600.0  # a server that asks for more than an hour is asked again after one
-USER_TIMEOUT = 30_000  # ms that what was sent may stay unacknowledged by the other host before TCP gives up
+USER_TIMEOUT = 5.0
+LEAST_USER_TIMEOUT, MOST_USER_TIMEOUT = 1.0, 3600.0  # a delayed acknowledgement and a retransmission fit into a second
 REFUSAL_GRACE = 0.5  # seconds that the text of a refusal has to arrive: some have no length, and no end
 
 
@@ -88,7 +89,9 @@ class Transport(Protocol):
 
 
 TransportFactory = Callable[..., Transport]
-"""Called as ``factory(url, ssl_context=, extra_headers=, max_message_size=, connect_timeout=)``."""
+"""Called as ``factory(url, ssl_context=, extra_headers=, max_message_size=, connect_timeout=, user_timeout=)``: see
+`WebsocketTransport`.
+"""
 
 
 def check_url(url: str) -> str:
@@ -204,6 +207,7 @@ class Dialer(ABC):
     ssl_context: ssl.SSLContext | None
     extra_headers: Sequence[tuple[bytes, bytes]]
     connect_timeout: float
+    user_timeout: float
 
     def _aim(self, stream: trio.abc.Stream | None) -> None:
         parts = urlsplit(self.url)
@@ -253,7 +257,8 @@ class Dialer(ABC):
         try:
             stream = await trio.open_tcp_stream(host, port)
             if (option := getattr(socket, "TCP_USER_TIMEOUT", None)) is not None:  # Linux
-                stream.setsockopt(socket.IPPROTO_TCP, option, USER_TIMEOUT)
+                seconds = min(max(self.user_timeout, LEAST_USER_TIMEOUT), MOST_USER_TIMEOUT)
+                stream.setsockopt(socket.IPPROTO_TCP, option, int(1000 * seconds))
             return stream
         except OSError as exc:
             raise ConnectionFailed(f"no connection to {self.url}{self._via}: {_explain(exc, host, port)}") from exc
@@ -313,7 +318,9 @@ class WebsocketTransport(Dialer, Websocket):
     ``url``: ``ws://`` or ``wss://``. ``ssl_context``: for ``wss://``; default: the system's certificates.
     ``extra_headers``: (name, value) pairs of bytes for the handshake. ``max_message_size``: in characters or bytes; a
     larger message closes the connection with 1009.
-    ``connect_timeout``, ``disconnect_timeout``: seconds. ``stream``: a stream that stands already and is used in place
+    ``connect_timeout``, ``disconnect_timeout``: seconds. ``user_timeout``: seconds (1 at least) that what was sent may
+    stay unacknowledged by the other host until TCP gives the connection up, where the platform has that
+    (``TCP_USER_TIMEOUT``: Linux). ``stream``: a stream that stands already and is used in place
     of a new TCP connection (TLS is then its maker's business).
     """
 
@@ -326,6 +333,7 @@ class WebsocketTransport(Dialer, Websocket):
         max_message_size: int = MAX_MESSAGE_SIZE,
         connect_timeout: float = CONNECT_TIMEOUT,
         disconnect_timeout: float = CLOSE_TIMEOUT,
+        user_timeout: float = USER_TIMEOUT,
         stream: trio.abc.Stream | None = None,
         parse_json: bool = True,
     ) -> None:
@@ -338,6 +346,7 @@ class WebsocketTransport(Dialer, Websocket):
             disconnect_timeout=disconnect_timeout,
             parse_json=parse_json,
         )
+        self.user_timeout = user_timeout
         self._aim(stream)
         self._reader_ended = False
         self._reader_error: Exception | None = None
@@ -408,29 +417,29 @@ class WebsocketTransport(Dialer, Websocket):
 
     async def send(self, message: str) -> None:
         """See `Transport.send`."""
-        try:
+        with self._telling_closed():
             await self._connection.send_message(message)
-        except (
-            trio_websocket.ConnectionClosed,
-            LocalProtocolError,
-            trio.BrokenResourceError,
-            trio.ClosedResourceError,
-        ) as exc:
-            raise self._closed() from exc
 
     async def ping(self) -> None:
         """See `Transport.ping`."""
         if self._connection.closed is not None or self._reader_ended:
             raise self._closed()
-        try:
+        with self._telling_closed():
             await self._connection._send(Ping())  # `ping` would wait for the pong, and be cancelled half-way
+
+    @contextlib.contextmanager
+    def _telling_closed(self) -> Iterator[None]:
+        try:
+            yield
         except (
             trio_websocket.ConnectionClosed,
             LocalProtocolError,
             trio.BrokenResourceError,
             trio.ClosedResourceError,
         ) as exc:
-            raise self._closed() from exc
+            closed = self._closed()
+            closed.reason = closed.reason or why_broken(exc)
+            raise closed from exc
 
     @property
     def heard(self) -> float:
@@ -507,6 +516,13 @@ _ADVICE = {
     429: "; too many connections or requests: wait before the next one",
     503: "; the server is overloaded or down: try again later",
 }
+
+
+def why_broken(error: BaseException | None) -> str:
+    """What the operating system said of a connection that broke, where it is behind ``error``; else ""."""
+    while error is not None and not isinstance(error, OSError):
+        error = error.__cause__ or error.__context__
+    return str(error or "")
 
 
 def _explain(error: OSError, host: str, port: int) -> str:

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 
 from bitmex_streams.protocol import (
     MAX_ARGS,
+    MAX_REFUSALS,
     PRIVATE_TABLES,
     PUBLIC_TABLES,
     SWITCH_INTERVAL,
@@ -82,6 +83,57 @@ def test_a_partial_that_does_not_come_is_overdue_once(protocol):
     assert protocol.overdue(99.0) == [] and protocol.due == float("inf")
 
 
+def send_partial(protocol, topic, now, **changes):
+    protocol.receive(json.dumps({**partial_of(topic), **changes}, separators=(",", ":")), now)
+
+
+def test_a_partial_that_comes_before_its_acknowledgement_is_not_overdue(protocol):
+    protocol.subscribe(["trade", "quote:XBTUSD"])
+    protocol.commands(0.0)
+    send_partial(protocol, "trade", 1.0)
+    assert protocol.overdue(1e9) == [], "its time begins with the acknowledgement"
+    for topic in ("trade", "quote:XBTUSD"):
+        protocol.receive(json.dumps({"success": True, "subscribe": topic}), 5.0)
+    assert protocol.overdue(35.0) == ["quote:XBTUSD"]
+
+
+@pytest.mark.parametrize("filter", [{}, None, {"account": 7}])
+def test_a_partial_of_the_whole_table_is_one_of_each_of_its_symbols(protocol, filter):
+    protocol.subscribe(["order:XBTUSD", "order:ETHUSD", "orderBookL2:XBTUSD"])
+    protocol.commands(0.0)
+    for topic in ("order:XBTUSD", "order:ETHUSD", "orderBookL2:XBTUSD"):
+        acknowledge(protocol, "subscribe", topic)
+    send_partial(protocol, "order", 1.0, filter=filter)
+    assert protocol.overdue(1e9) == ["orderBookL2:XBTUSD"]
+
+
+def test_a_partial_of_one_symbol_is_none_of_the_whole_table(protocol):
+    protocol.subscribe(["trade"])
+    protocol.commands(0.0)
+    acknowledge(protocol, "subscribe", "trade")
+    send_partial(protocol, "trade:XBTUSD", 1.0)
+    assert protocol.overdue(1e9) == ["trade"]
+
+
+def test_a_late_partial_of_before_a_resync_is_not_the_new_one(protocol):
+    protocol.subscribe(["trade"])
+    protocol.commands(0.0)
+    acknowledge(protocol, "subscribe", "trade")
+    protocol.resync("trade")
+    protocol.commands(1.0)
+    send_partial(protocol, "trade", 2.0)
+    acknowledge(protocol, "unsubscribe", "trade")
+    acknowledge(protocol, "subscribe", "trade")
+    assert protocol.overdue(1e9) == ["trade"]
+
+
+def test_no_partial_is_waited_for_of_a_topic_that_is_refused(protocol):
+    protocol.subscribe(["trade"])
+    protocol.commands(0.0)
+    refuse(protocol, "Unknown table", "trade")
+    assert protocol.overdue(float("inf")) == [] and protocol.due == float("inf")
+
+
 def test_no_partial_is_waited_for_of_what_was_given_up_or_is_of_another_connection(protocol):
     protocol.subscribe(["trade", "quote"])
     protocol.commands(0.0)
@@ -103,13 +155,23 @@ def test_no_partial_is_waited_for_of_what_was_given_up_or_is_of_another_connecti
 SIGN_IN = '{"op":"authKeyExpires","args":["key",1,"signature"]}'
 
 
+class Signs:
+    """Credentials whose signature is always the same."""
+
+    def command(self):
+        return SIGN_IN
+
+
+SIGNS = Signs()
+
+
 def answer_sign_in(protocol, **answer):
     return protocol.receive(json.dumps({"request": json.loads(SIGN_IN), **answer}))
 
 
 def test_a_sign_in_goes_first_and_private_topics_wait_for_its_answer(protocol):
     protocol.subscribe(["order", "trade", "execution:XBTUSD"])
-    protocol.authenticate(lambda: SIGN_IN)
+    protocol.authenticate(SIGNS)
     assert protocol.authenticating
     assert protocol.commands() == [SIGN_IN, '{"op":"subscribe","args":["trade"]}']
     protocol.subscribe(["margin"])
@@ -120,7 +182,7 @@ def test_a_sign_in_goes_first_and_private_topics_wait_for_its_answer(protocol):
 
 
 def test_a_private_topic_that_is_given_up_while_it_waits_is_never_sent(protocol):
-    protocol.authenticate(lambda: SIGN_IN)
+    protocol.authenticate(SIGNS)
     protocol.commands()
     protocol.subscribe(["order"])
     protocol.commands()
@@ -130,7 +192,7 @@ def test_a_private_topic_that_is_given_up_while_it_waits_is_never_sent(protocol)
 
 
 def test_a_sign_in_that_is_refused_lets_the_exchange_say_what_it_thinks_of_private_topics(protocol):
-    protocol.authenticate(lambda: SIGN_IN)
+    protocol.authenticate(SIGNS)
     protocol.subscribe(["order"])
     protocol.commands()
     assert answer_sign_in(protocol, status=401, error="Invalid API Key.") == (Authenticated(401, "Invalid API Key."),)
@@ -139,19 +201,56 @@ def test_a_sign_in_that_is_refused_lets_the_exchange_say_what_it_thinks_of_priva
 
 def test_a_refusal_that_does_not_repeat_the_command_is_its_answer_while_it_is_waited_for(protocol):
     assert protocol.receive('{"status":401,"error":"Signature not valid.","meta":{}}') == ()
-    protocol.authenticate(lambda: SIGN_IN)
+    protocol.authenticate(SIGNS)
     protocol.commands()
     answer = protocol.receive('{"status":401,"error":"Signature not valid.","meta":{}}')
     assert answer == (Authenticated(401, "Signature not valid."),)
 
 
-def test_a_sign_in_is_of_one_connection(protocol):
-    protocol.authenticate(lambda: SIGN_IN)
+def test_a_sign_in_that_a_lost_connection_left_unanswered_is_the_first_that_the_next_one_is_sent(protocol):
+    sign_in = protocol.authenticate(SIGNS)
     protocol.subscribe(["order"])
-    protocol.commands()
+    assert protocol.commands() == [SIGN_IN]
     protocol.disconnected()
-    assert not protocol.authenticating
+    assert protocol.authenticating and sign_in.answer is None
+    assert protocol.commands() == [SIGN_IN], "and private topics wait"
+    answer_sign_in(protocol, success=True)
+    assert sign_in.answer == Authenticated() and protocol.accepted is SIGNS
     assert commands(protocol) == [("subscribe", ["order"])]
+
+
+def test_a_sign_in_that_was_answered_or_given_up_is_of_one_connection(protocol):
+    protocol.authenticate(SIGNS)
+    protocol.commands()
+    answer_sign_in(protocol, success=True)
+    given_up = protocol.authenticate(SIGNS)
+    protocol.commands()
+    protocol.give_up(given_up)
+    protocol.give_up(protocol.authenticate(SIGNS))
+    assert not protocol.authenticating
+    protocol.disconnected()
+    assert protocol.commands() == [] and not protocol.authenticating
+
+
+def test_of_several_sign_ins_each_gets_its_own_answer(protocol):
+    class Others(Signs):
+        pass
+
+    mine, others = protocol.authenticate(SIGNS), protocol.authenticate(Others())
+    assert protocol.commands() == [SIGN_IN, SIGN_IN]
+    answer_sign_in(protocol, status=401, error="Invalid API Key.")
+    assert mine.answer == Authenticated(401, "Invalid API Key.") and others.answer is None and protocol.authenticating
+    assert protocol.accepted is None
+    answer_sign_in(protocol, success=True)
+    assert others.answer == Authenticated() and protocol.accepted is others.credentials
+
+
+def test_an_answer_that_comes_after_all_counts(protocol):
+    sign_in = protocol.authenticate(SIGNS)
+    protocol.commands()
+    protocol.give_up(sign_in)
+    answer_sign_in(protocol, success=True)
+    assert protocol.signed_in and protocol.accepted is SIGNS
 
 
 # --- the dead man's switch ---
@@ -236,7 +335,7 @@ def test_an_answer_to_a_beat_is_none_to_the_disarming_behind_it(protocol):
 def test_a_sign_in_over_one_that_stands_holds_nothing_back(protocol):
     protocol.signed_in = True
     protocol.arm(0.0)
-    protocol.authenticate(lambda: SIGN_IN)
+    protocol.authenticate(SIGNS)
     protocol.subscribe(["order"])
     assert protocol.switch_due == 0.0
     sent = protocol.commands(0.0)
@@ -244,15 +343,15 @@ def test_a_sign_in_over_one_that_stands_holds_nothing_back(protocol):
 
 
 def test_what_waited_for_a_sign_in_that_nobody_answers_goes_on_the_wire_in_the_end(protocol):
-    protocol.authenticate(lambda: SIGN_IN)
+    sign_in = protocol.authenticate(SIGNS)
     protocol.subscribe(["order"])
     assert protocol.commands() == [SIGN_IN]
-    protocol.stop_authenticating()
+    protocol.give_up(sign_in)
     assert commands(protocol) == [("subscribe", ["order"])]
 
 
 def test_the_switch_waits_for_a_sign_in(protocol):
-    protocol.authenticate(lambda: SIGN_IN)
+    protocol.authenticate(SIGNS)
     protocol.arm(0.0)
     assert protocol.switch_due == float("inf")
     assert protocol.commands(0.0) == [SIGN_IN]
@@ -433,6 +532,17 @@ def test_a_refused_topic_is_no_longer_wanted_and_its_refusal_is_known_until_it_i
     assert protocol.refusal("foo") is None and commands(protocol) == [("subscribe", ["foo"])]
 
 
+def test_weeks_of_topics_that_are_refused_grow_nothing(protocol):
+    for number in range(MAX_REFUSALS + 1000):
+        protocol.subscribe([f"foo:S{number}"])
+        protocol.commands()
+        refuse(protocol, "Unknown table: foo", f"foo:S{number}")
+        assert protocol.settled(f"foo:S{number}") and protocol.refusal(f"foo:S{number}") is not None
+    assert len(protocol._topics) == 0 and len(protocol._refusals) == MAX_REFUSALS
+    protocol.disconnected()
+    assert protocol.commands() == [], "none of them is asked for again"
+
+
 @pytest.mark.parametrize(
     "error, status, refused",
     [
@@ -511,6 +621,38 @@ def test_a_resync_takes_the_topics_that_cover_or_are_covered(topic, sent):
     protocol = subscribed("orderBookL2", "trade:A", "trade:B")
     assert bool(protocol.resync(topic)) is bool(sent)
     assert [args for _, args in commands(protocol)] == ([sent, sent] if sent else [])
+
+
+def test_a_resync_that_is_rationed_is_rarer_each_time_and_one_that_is_not_goes_out_at_once():
+    protocol = subscribed("trade")
+
+    def resync(now, **how):
+        asked = protocol.resync("trade", now, **how)
+        sent = protocol.commands(now)
+        if sent:
+            acknowledge(protocol, "unsubscribe", "trade")
+            acknowledge(protocol, "subscribe", "trade")
+        return asked, len(sent)
+
+    assert resync(0.0, rationed=True) == (["trade"], 2)
+    assert resync(0.1, rationed=True) == (["trade"], 0) and protocol.due == 1.0
+    assert resync(0.2, rationed=True) == ([], 0)
+    assert resync(0.3) == ([], 2), "it is no news, but now it is due"
+    for now in (0.4, 0.5, 0.6):
+        assert resync(now) == (["trade"], 2)
+    assert resync(0.7, rationed=True) == (["trade"], 0), "what a user asks for lifts no ration"
+
+
+def test_while_nobody_reads_no_topic_is_asked_for_and_what_has_no_partial_goes_out():
+    protocol = subscribed("trade", "quote")
+    protocol.subscribe(["funding"])
+    protocol.unsubscribe(["quote"])
+    protocol.resync("trade")
+    protocol.arm(0.0)
+    sent = [(command["op"], command["args"]) for command in map(json.loads, protocol.commands(0.0, reading=False))]
+    assert sent == [("cancelAllAfter", 60000), ("unsubscribe", ["quote"])]
+    sent = [(command["op"], command["args"]) for command in map(json.loads, protocol.commands(1.0))]
+    assert sent == [("unsubscribe", ["trade"]), ("subscribe", ["funding", "trade"])]
 
 
 def test_a_resync_of_everything_takes_every_topic():

@@ -60,7 +60,7 @@ log = logging.getLogger("bitmex_streams")
 wire = logging.getLogger("bitmex_streams.wire")
 
 MAX_MARKS = 64
-"""How many marks may wait for the consumer beyond ``buffer_size``."""
+"""How many marks may wait for the consumer before a full buffer keeps the next connection waiting."""
 MAX_REPLAYS = 8
 """How often a handshake that was refused as signed before is signed anew."""
 FAREWELL = 2.0
@@ -76,7 +76,8 @@ class ConnectionStatistics(msgspec.Struct, frozen=True):
     """What `Connection.stats` says, as of now. Counters begin with the `Connection` and never go back.
 
     ``connected``: whether it stands; ``connections``: how often it was made; ``reconnects``: how often it was made
-    again. ``messages``, ``bytes``: received, of text as it came. ``resyncs``: topics that were asked for anew. ``lag``:
+    again. ``messages``, ``bytes``: received, and how long they were (UTF-8, as sent,
+    without frames and compression). ``resyncs``: topics that were asked for anew. ``lag``:
     seconds from the arrival of a message to when the pipeline took it, of the batch taken last, or, where that is
     longer, of what waits. ``waiting``,
     ``waiting_bytes``: messages read ahead, and their size. ``subscriptions``: topics in force.
@@ -145,15 +146,15 @@ class Connection(Source):
     force and is refused now is asked for three times more, then given up with a `StateLost`.
 
     How the stream ends: by what trying again cannot mend: `AuthenticationError` (a key that is refused, a clock that is
-    wrong), `ConnectionFailed` that is ``final`` (a certificate that does not verify, a status such as 403 or 404),
-    `SubscriptionError` (a topic of ``subscribe`` is refused at the start), `ConnectionClosed` by a message that is too
-    large; by the last failure, where ``reconnect`` bounds the attempts; and, quietly, by a normal close (1000) of a
-    server that has neither greeted nor acknowledged anything: a replay server, such as tardis-machine's, that has
-    played all it had. Without
-    ``reconnect``: by any normal close quietly, by any other (also one without a code, which is 1005: it does not say
-    that all is well) with `ConnectionClosed`, by a failure to connect with `ConnectionFailed`. In each case after
-    everything that arrived before. Leaving it (also by cancellation) closes the websocket, which takes at most 2
-    seconds.
+    wrong), `ConnectionFailed` that is ``final`` (a certificate that does not verify, a status such as 403 or 404; once
+    a connection has stood, 401, 403 and 407 alone of all statuses: the others may be a page of what stands before the
+    exchange, and are tried again), `SubscriptionError` (a topic of ``subscribe`` is refused at the start),
+    `ConnectionClosed` by a message that is too large; by the last failure, where ``reconnect`` bounds the attempts;
+    and, quietly, by a normal close (1000) of a server that has neither greeted nor acknowledged anything: a replay
+    server, such as tardis-machine's, that has played all it had. Without ``reconnect``: by any normal close quietly, by
+    any other (also one without a code, which is 1005: it does not say that all is well) with `ConnectionClosed`, by a
+    failure to connect with `ConnectionFailed`. In each case after everything that arrived before. Leaving it (also by
+    cancellation) closes the websocket, which takes at most 2 seconds.
 
     The logger ``bitmex_streams.wire`` shows every message in and out at DEBUG. Keys and signatures are shown nowhere:
     where the server repeats them, `RawMessage.data` has ``***`` in their place.
@@ -301,37 +302,47 @@ class Connection(Source):
         """Sign in on a connection that stands (``authKeyExpires``), and wait for the answer; before it was opened, sign
         the handshake.
 
-        Topics of private tables that are subscribed meanwhile are sent behind the answer. Cancelling the wait leaves
-        the command in force. Raises `AuthenticationError` where it is refused or not answered within
-        ``subscribe_timeout``, `ConnectionClosed` when the connection has ended, ValueError for what cannot be a key.
+        Topics of private tables that are subscribed meanwhile are sent behind the answer. The handshakes of later
+        connections are signed so once it was accepted, and until then as before; where the connection is lost before
+        the answer has come, the next one is asked. Cancelling the wait leaves the command in force.
+
+        Raises `AuthenticationError` where it is refused, or not answered within ``subscribe_timeout`` on a connection
+        that stands: then the stream goes on as before. `ConnectionClosed` when the connection has ended, ValueError for
+        what cannot be a key.
         """
-        credentials, before = Credentials(api_key, api_secret), self._credentials
-        self._credentials = credentials
+        credentials = Credentials(api_key, api_secret)
         self._hidden.append(credentials)  # from now on, wherever it is repeated
-        await trio.lowlevel.checkpoint()
         if self._session is None and not self._ended:
+            self._credentials = credentials
+            await trio.lowlevel.checkpoint()
             return
-        await self.wait_connected()
-        assert self._session is not None
-        session, since = self._session, trio.current_time()
+        self._check_open()
+        since = trio.current_time()
+        await trio.lowlevel.checkpoint()
         for attempt in range(MAX_REPLAYS):
-            session.signed_in = None
-            self._protocol.authenticate(credentials.command)
-            self._wake_writer()
-            while (answer := session.signed_in) is None:
-                self._check_open()
-                with trio.CancelScope(deadline=since + self.subscribe_timeout):
-                    await self._news.park()
-                    continue
-                self._protocol.stop_authenticating()
-                self._wake_writer()
-                raise AuthenticationError(f"{self.url} has not answered authKeyExpires in {self.subscribe_timeout:g} s")
+            answer = await self._sign_in(credentials, since)
             if answer.error is None:
                 return
             error = refused(self.url, answer.error, answer.status)
             if error.reason != "replay" or attempt == MAX_REPLAYS - 1:
-                self._credentials = before
                 raise error
+
+    async def _sign_in(self, credentials: Credentials, since: float) -> Authenticated:
+        sign_in = self._protocol.authenticate(credentials)
+        self._wake_writer()
+        while sign_in.answer is None:
+            try:
+                self._check_open()
+            except ConnectionClosed:
+                self._protocol.give_up(sign_in)
+                raise
+            with trio.CancelScope(deadline=self._answer_deadline(since)):
+                await self._news.park()
+                continue
+            self._protocol.give_up(sign_in)
+            self._wake_writer()
+            raise AuthenticationError(f"{self.url} has not answered authKeyExpires in {self.subscribe_timeout:g} s")
+        return sign_in.answer
 
     async def subscribe(self, *topics: str) -> None:
         """Subscribe to topics (``table`` or ``table:symbol``) and wait until the server has answered for each.
@@ -373,12 +384,18 @@ class Connection(Source):
 
     def resync(self, topic: str) -> None:
         """Ask for ``topic`` anew (unsubscribe, then subscribe), so that a new partial comes; synchronous: it is
-        queued.
+        queued, and goes out at once.
 
         A topic that a subscribed one covers, or that covers subscribed ones, stands for those. Nothing happens for
         what is not subscribed, or while such a request is under way.
         """
         self._ask_anew(topic)
+
+    def resync_lost(self, topic: str) -> None:
+        """The state of ``topic`` is lost: as `resync`, but a topic that is lost again and again is asked for more and
+        more rarely (at once, then after 1, 2, 4, ... up to 60 s). What a Pipeline sets the ``resync`` of operators to.
+        """
+        self._ask_anew(topic, rationed=True)
 
     def watch(self, callback: LostCallback) -> Callable[[], None]:
         """Have ``callback(source, reason)`` called, at once and ahead of the stream, when all state of this connection
@@ -447,11 +464,11 @@ class Connection(Source):
         if self._session is not None:
             self._session.wake_writer()
 
-    def _ask_anew(self, topic: str | None, *, routine: bool = False) -> None:
-        if asked := self._protocol.resync(topic, trio.current_time(), routine=routine):
+    def _ask_anew(self, topic: str | None, *, rationed: bool = False) -> None:
+        if asked := self._protocol.resync(topic, trio.current_time(), rationed=rationed):
             self._counters.resyncs += len(asked)
             log.info("%s is asked anew for %s", self.url, ", ".join(asked))
-            self._wake_writer()
+        self._wake_writer()  # also where it is no news: it may be due earlier now
 
     def _lag(self) -> float:
         """That of the batch taken last, or, where it is longer already, of what waits."""
@@ -490,7 +507,7 @@ class Connection(Source):
 
     def _check_open(self) -> None:
         if self._ended:
-            raise ConnectionClosed(f"the connection to {self.url} has ended: subscriptions need an open one")
+            raise ConnectionClosed(f"the connection to {self.url} has ended")
 
     def _answer_deadline(self, since: float) -> float:
         session = self._session
@@ -542,11 +559,12 @@ class _Session:
         self.stopping = False
         self.live = False  # the server has greeted us, or acknowledged a command, be it on an earlier connection
         self.lost_by = ""  # what was last said to the watchers, while it holds
-        self.signed_in: Authenticated | None = None  # the last answer to ``authKeyExpires``
+        self.stood_before = False  # a connection of it has
         self._stopped = trio.Event()  # no further attempt is wanted
         self._backoff = Backoff(connection.reconnect) if connection.reconnect is not None else None
         self._wait: float | None = None  # s before the next attempt; None: there is none
         self._replays = 0
+        self._marks = 0  # that went into the inbox since the consumer took what was there
         self._error: Exception | None = None
         self._epoch = 0
         self._last = 0
@@ -558,6 +576,7 @@ class _Session:
     async def receive(self) -> Sequence[Any]:
         """See `Batches.receive`."""
         batch = await self.inbox.take()
+        self._marks = 0
         self.connection._delivered(batch[0].received, self.now())
         return batch
 
@@ -591,8 +610,7 @@ class _Session:
         """
         while True:
             # Marks go in whatever the room; so where too many wait, the next connection waits for the consumer.
-            most = self.inbox.max_items + MAX_MARKS
-            while self.inbox.wanted and len(self.inbox) >= most and not self._stopped.is_set():
+            while self._marks >= MAX_MARKS and self.inbox.full and self.inbox.wanted and not self._stopped.is_set():
                 with trio.move_on_after(1):
                     await self.inbox.wait_for_room()
             link = self.link = _Link(self)
@@ -615,7 +633,7 @@ class _Session:
         if isinstance(error, AuthenticationError) and error.reason == "replay" and self._replays < MAX_REPLAYS:
             self._replays += 1  # somebody else has drawn the same number: at once with another
             self._wait = 0.0
-        elif self._stopped.is_set() or backoff is None or (error is not None and is_final(error)):
+        elif self._stopped.is_set() or backoff is None or (error and is_final(error, stood=self.stood_before)):
             pass
         elif error is not None or self.live:
             # A clean close is the end where nothing was ever greeted or acknowledged: of a server that has played all
@@ -640,6 +658,11 @@ class _Session:
         self._stopped.set()
         if self.link is not None:
             self.link.work.cancel()
+
+    def put_mark(self, mark: Connected | Disconnected | StateLost) -> None:
+        """Marks go in whatever the room."""
+        self.inbox.put_nowait(mark)
+        self._marks += 1
 
     def lose_state(self, reason: str) -> None:
         """Tell those who watch, at once, that all state is lost; whoever calls puts the mark into the inbox."""
@@ -702,15 +725,20 @@ class _Link:
             extra_headers=credentials.headers() if credentials else (),
             max_message_size=connection.max_message_size,
             connect_timeout=connection.connect_timeout,
+            user_timeout=connection.heartbeat,
         )
         self._closed = TransportClosed(1000, "closed by this side")
-        self._broken = self._dead = self._pinging = False
+        self._broken = self._dead = False
+        self._ping_since = inf  # when a ping began to be written that is not yet
         self._read_since = inf  # when reading began, or went on
+        self._held_up_since = inf  # when it began to wait for the consumer
+        self._hold = trio.CancelScope()  # that wait, or the next
+        self._abandoned = False  # nothing more is read, for the consumer takes nothing and the connection is lost
+        self._unwritable: TransportClosed | None = None  # why nothing can be written any more
         self.work = trio.CancelScope()
         self._idle = trio.CancelScope()
         self._written = trio.Event()
         self._writer_woken = False
-        self._held_up = False  # reading waits for the consumer
 
     async def run(self) -> None:
         """Connect, and live until the connection is lost, or `work` cancelled; `error` says how. Closing the websocket
@@ -765,6 +793,8 @@ class _Link:
         connection._left_armed = False
         self.up = True
         self.up_at = self._read_since = trio.current_time()
+        if session.inbox.full:
+            self._held_up_since = self.up_at
         session.set_clock()
         connection._counters.connections += 1
         wire.debug("%s: connected", connection.url)
@@ -778,12 +808,17 @@ class _Link:
         self._writer_woken = False
         self.wake_writer()
         connection._news.unpark_all()
-        session.inbox.put_nowait(Connected(session.now(), connection.source))
+        session.put_mark(Connected(session.now(), connection.source))
         session.lost_by = ""
+        session.stood_before = True
 
     def _go_down(self) -> None:
         """Nothing will be read any more."""
-        session, connection, closed = self.session, self.connection, self._closed
+        session, connection = self.session, self.connection
+        if self._unwritable is not None and not self._broken and not session.stopping:
+            self._dead = True
+            self._break(self._unwritable)
+        closed = self._closed
         wire.debug("%s: closed: %s %s", connection.url, closed.code, closed.reason)
         session.live = session.live or self.protocol.acknowledges or self.protocol.greeted
         connection._left_armed = connection._left_armed or self.protocol.armed
@@ -792,7 +827,7 @@ class _Link:
             self.stood = trio.current_time() - self.up_at
             session.lose_state(f"disconnected ({closed.code}{': ' if closed.reason else ''}{closed.reason})")
             if session.inbox.wanted:
-                session.inbox.put_nowait(Disconnected(session.now(), connection.source, closed.code, closed.reason))
+                session.put_mark(Disconnected(session.now(), connection.source, closed.code, closed.reason))
             if session.stopping:
                 session.outbox.close()  # what is in it is still sent
             else:
@@ -807,13 +842,16 @@ class _Link:
     async def _read(self) -> None:
         session, connection, protocol, inbox = self.session, self.connection, self.protocol, self.session.inbox
         receive, source, counters = self.transport.receive, connection.source, connection._counters
-        while True:
+        if self._held_up_since != inf:  # a connection that was lost has left no room: nothing is asked for meanwhile
+            await self._wait_for_room(inf)
+        while not self._abandoned:
             messages = await receive()
             received = session.now()
             traced = wire.isEnabledFor(logging.DEBUG)
             counters.messages += len(messages)
             for data in messages:
-                counters.bytes += len(data)
+                size = len(data) if data.isascii() else _bytes_of(data)  # nearly always so, and known without a look
+                counters.bytes += size
                 if data[:8] != '{"table"' and data[:8] != b'{"table"':
                     data = self._hide(data)
                 answers = protocol.receive(data, trio.current_time())
@@ -823,8 +861,8 @@ class _Link:
                     connection._news.unpark_all()
                     self._idle.deadline = protocol.due  # of the writer's wait
                 if inbox.full:
-                    await self._wait_for_room()
-                inbox.put_nowait(RawMessage(received, data, source), len(data))
+                    await self._wait_for_room(connection.max_lag)
+                inbox.put_nowait(RawMessage(received, data, source), size)
                 for answer in answers:
                     self._take_answer(answer)
 
@@ -856,12 +894,12 @@ class _Link:
             elif answer.given_up:
                 reason = f"{_refusal(answer)}: it was in force before, and is given up"
                 log.error("%s", reason)
-                session.inbox.put_nowait(StateLost(session.now(), connection.source, reason, answer.topic))
+                session.put_mark(StateLost(session.now(), connection.source, reason, answer.topic))
         elif isinstance(answer, Acknowledged):
             if answer.op == "subscribe":
                 connection._required.discard(answer.topic)
         elif isinstance(answer, Authenticated):
-            session.signed_in = answer
+            connection._credentials = self.protocol.accepted or connection._credentials
             self.wake_writer()  # private topics have waited for it
         elif answer.error is not None:
             error = answer.error
@@ -874,24 +912,33 @@ class _Link:
                 )
             log.warning("%s refused cancelAllAfter: %s; it is tried again", connection.url, error)
 
-    async def _wait_for_room(self) -> None:
+    async def _wait_for_room(self, max_lag: float) -> None:
+        """Wait for the consumer; no longer where the connection is lost: then what was read goes in whatever the room.
+        """
         session, connection = self.session, self.connection
-        self._held_up = True
+        self._held_up_since = trio.current_time()
         try:
-            with trio.move_on_after(connection.max_lag):
-                await session.inbox.wait_for_room()
-                return
-            reason = (
-                f"the consumer held up reading for more than {connection.max_lag:g} s: what waits in the socket is too "
-                "old"
-            )
-            log.warning("%s: %s", connection.url, reason)
-            session.lose_state(reason)
-            session.inbox.put_nowait(StateLost(session.now(), connection.source, reason))
-            await session.inbox.wait_for_room()
+            with self._hold:
+                with trio.move_on_after(max_lag) as patience:
+                    await session.inbox.wait_for_room()
+                if patience.cancelled_caught:
+                    reason = (
+                        f"the consumer held up reading for more than {max_lag:g} s: what waits in the "
+                        "socket is too old"
+                    )
+                    log.warning("%s: %s", connection.url, reason)
+                    session.lose_state(reason)
+                    session.put_mark(StateLost(session.now(), connection.source, reason))
+                    await session.inbox.wait_for_room()
         finally:
-            self._held_up, self._read_since = False, trio.current_time()
-        connection._ask_anew(None)
+            self._held_up_since, self._read_since = inf, trio.current_time()
+        if self._hold.cancelled_caught:
+            self._abandoned = True
+            return
+        self._hold = trio.CancelScope()
+        if patience.cancelled_caught:
+            connection._ask_anew(None, rationed=True)
+        self.wake_writer()  # what was asked for meanwhile goes out now
 
     async def _write(self) -> None:
         protocol, connection, session = self.protocol, self.connection, self.session
@@ -906,13 +953,13 @@ class _Link:
                 now = trio.current_time()
                 for topic in protocol.overdue(now):
                     log.warning("%s: the partial of %s has not come: it is asked for anew", connection.url, topic)
-                    connection._ask_anew(topic)
+                    connection._ask_anew(topic, rationed=True)
                 if now >= protocol.switch_due and not protocol.switch_settled:
                     log.warning("%s has not answered the dead man's switch for 15 s", connection.url)
                 item = session.unsent.popleft() if session.unsent else _COMMANDS  # the latter: something is due
                 if item is _COMMANDS:
                     self._writer_woken = False
-                    messages = protocol.commands(now)
+                    messages = protocol.commands(now, reading=self._held_up_since == inf)
                     connection._news.unpark_all()  # what was taken back before it was sent is settled
                 else:
                     messages = [item]
@@ -920,15 +967,27 @@ class _Link:
                     if wire.isEnabledFor(logging.DEBUG):
                         wire.debug("%s > %s", connection.url, self._hide(message))
                     await self.transport.send(message)
-        except (trio.EndOfChannel, TransportClosed):
-            pass  # the reader knows why
+        except trio.EndOfChannel:
+            pass
+        except TransportClosed as closed:
+            self._cannot_write(closed)
         finally:
             self._written.set()
+
+    def _cannot_write(self, closed: TransportClosed) -> None:
+        """The connection is lost, as a ping or a command has found. Whoever reads knows better why, and has what came
+        before that: so it has a moment to come to the end. But it does not wait for the consumer any more.
+        """
+        self._unwritable = self._unwritable or closed
+        self._hold.cancel()
+        self.work.deadline = min(self.work.deadline, trio.current_time() + CLOSE_TIMEOUT)
 
     async def _watch(self, nursery: trio.Nursery) -> None:
         """Ask after a server that is silent, and give up one that does not answer.
 
-        Silence says nothing while nobody reads. Pings are written then, too: whom they do not reach, TCP gives up.
+        Silence says nothing while nobody reads. Pings are written then, too, twice as often. Those that do not reach
+        the server any more make TCP give it up, and the next one finds that. One that cannot be written, for the server
+        takes nothing, is as good as unanswered.
         """
         heartbeat = self.connection.heartbeat
         while True:
@@ -936,35 +995,40 @@ class _Link:
             if quiet_since != inf and trio.current_time() < quiet_since + heartbeat:
                 await trio.sleep_until(quiet_since + heartbeat)
                 continue
-            if not self._pinging:
+            if self._ping_since == inf:
                 nursery.start_soon(self._guarded, self._ping)
-            await trio.sleep(heartbeat)
+            await trio.sleep(heartbeat if quiet_since != inf else heartbeat / 2)
+            now = trio.current_time()
             if quiet_since != inf and self._quiet_since == quiet_since:
                 self._dead = True
-                reason = f"heartbeat lost: nothing came for {trio.current_time() - quiet_since:.0f} s"
+                reason = f"heartbeat lost: nothing came for {now - quiet_since:.0f} s"
                 self._break(TransportClosed(1006, reason))
                 self.work.cancel()
+                return
+            if max(self._held_up_since, self._ping_since) + heartbeat <= now:
+                reason = f"heartbeat lost: a ping could not be written for {heartbeat:g} s"
+                self._cannot_write(TransportClosed(1006, reason))
                 return
 
     @property
     def _quiet_since(self) -> float:
         """Since when nothing has come from the server; inf: reading waits for the consumer."""
-        return inf if self._held_up else max(self.transport.heard, self._read_since)
+        return inf if self._held_up_since != inf else max(self.transport.heard, self._read_since)
 
     async def _ping(self) -> None:
-        self._pinging = True
+        self._ping_since = trio.current_time()
         wire.debug("%s > (ping frame)", self.connection.url)
         try:
             await self.transport.ping()
-        except TransportClosed:
-            pass  # the reader knows why
+        except TransportClosed as closed:
+            self._cannot_write(closed)
         finally:
-            self._pinging = False
+            self._ping_since = inf
 
     async def _resync_now_and_then(self, interval: float) -> None:
         while True:
             await trio.sleep(interval)
-            self.connection._ask_anew(None, routine=True)
+            self.connection._ask_anew(None)
 
     async def _guarded(self, task: Callable[..., Awaitable[None]], *args: Any) -> None:
         try:
@@ -1004,6 +1068,10 @@ def _url_of(network: str) -> str:
             f"{network!r} is no network: say {' or '.join(map(repr, NETWORKS))}, or give a ws:// or wss:// URL"
         )
     return check_url(network)
+
+
+def _bytes_of(data: str | bytes) -> int:
+    return len(data.encode("utf-8", "surrogatepass") if isinstance(data, str) else data)
 
 
 def _refusal(refused: Refused) -> str:

@@ -358,13 +358,13 @@ class Soak(Strikes):
         if rng.random() < 0.7:
             await self.heal()
             if not self.sockets and rng.random() < 0.1:
-                await self.rest()
+                await self.rest(61)
         faulthandler.cancel_dump_traceback_later()
 
-    async def rest(self) -> None:
-        """So long that a new partial is asked for at once again."""
+    async def rest(self, seconds: float) -> None:
+        """Nothing happens; for so long that a new partial is asked for at once again."""
         self.exchange.speed = 0
-        await trio.sleep(61)
+        await trio.sleep(seconds)
         self.exchange.speed = 1
 
     def look(self) -> None:

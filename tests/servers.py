@@ -4,15 +4,21 @@ and raw TCP.
 
 from __future__ import annotations
 
+import ctypes
 import json
 import ssl
+import struct
+import sys
 from collections import deque
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from pathlib import Path
+from socket import SOL_SOCKET
+from types import SimpleNamespace
 from typing import Any
 
+import pytest
 import trio
 import trio.testing
 import trio_websocket
@@ -104,6 +110,17 @@ def open_sockets() -> int:
         with suppress(OSError):
             found += str(file.readlink()).startswith("socket:")
     return found
+
+
+def deafen(socket: Any) -> None:
+    """From now on nothing reaches this socket: what comes is dropped before TCP sees it, and so not acknowledged, as if
+    its host were gone. Linux only: a packet filter (see socket(7), SO_ATTACH_FILTER) that lets nothing pass.
+    """
+    if not sys.platform.startswith("linux"):
+        pytest.skip("there is no way to make a host unreachable here")
+    drop_all = ctypes.create_string_buffer(struct.pack("HBBI", 0x06, 0, 0, 0))  # BPF_RET: 0 bytes of it
+    program = struct.pack("HP", 1, ctypes.addressof(drop_all))
+    socket.setsockopt(SOL_SOCKET, 26, program)
 
 
 async def receive_head(stream: trio.abc.Stream) -> bytes:
@@ -230,9 +247,14 @@ class InMemory:
         return transport
 
     async def _serve(self, stream: trio.StapledStream) -> None:
+        async def read(reader: Callable[[], Awaitable[None]]) -> None:
+            with suppress(LocalProtocolError):  # a ping that meets its close
+                await reader()
+
         async with trio.open_nursery() as inner:
+            readers: Any = SimpleNamespace(start_soon=partial(inner.start_soon, read))
             with suppress(trio_websocket.ConnectionClosed, trio.BrokenResourceError):
-                await self.exchange(await trio_websocket.wrap_server_stream(inner, stream))
+                await self.exchange(await trio_websocket.wrap_server_stream(readers, stream))
             inner.cancel_scope.cancel()
 
     async def drop(self) -> None:

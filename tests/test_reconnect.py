@@ -81,3 +81,21 @@ def test_what_makes_no_sense_is_a_value_error(wrong):
 )
 def test_what_trying_again_cannot_mend_is_final(error, final):
     assert is_final(error) is final
+
+
+@pytest.mark.parametrize("status", [200, 302, 400, 404, 405, 429, 503])
+def test_where_a_connection_stood_before_a_page_passes(status):
+    assert not is_final(ConnectionFailed("a page", status=status), stood=True)
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        *(ConnectionFailed("not let in", status=status) for status in (401, 403, 407)),
+        ConnectionFailed("the certificate does not verify", final=True),
+        ConnectionClosed("too large", code=1009, final=True),
+        AuthenticationError("unknown", reason="key", status=401),
+    ],
+)
+def test_and_who_is_not_let_in_or_not_to_be_trusted_is_not_asked_again(error):
+    assert is_final(error, stood=True)

@@ -5,6 +5,7 @@ Real sockets on loopback; every test for each transport, unless it is of one alo
 
 import base64
 import hashlib
+import socket
 import ssl
 import time
 from contextlib import asynccontextmanager
@@ -126,6 +127,13 @@ async def test_the_host_header_names_the_port_unless_it_is_the_schemes_own(make,
         head = await receive_head(theirs)
         nursery.cancel_scope.cancel()
     assert f"\r\nHost: {host}\r\n" in head.decode()
+
+
+@pytest.mark.skipif(not hasattr(socket, "TCP_USER_TIMEOUT"), reason="the platform has no such thing")
+@pytest.mark.parametrize("seconds, milliseconds", [(7.5, 7500), (0.1, 1000), (float("inf"), 3_600_000)])
+async def test_tcp_gives_up_what_the_other_host_does_not_acknowledge_in_time(make, seconds, milliseconds):
+    async with serve_websocket(echo) as url, connected(make, url, user_timeout=seconds) as transport:
+        assert transport._wire.stream.socket.getsockopt(socket.IPPROTO_TCP, socket.TCP_USER_TIMEOUT) == milliseconds
 
 
 # --- the good case

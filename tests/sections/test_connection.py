@@ -576,6 +576,18 @@ async def test_what_is_read_ahead_is_bounded_in_messages_and_in_bytes(bound):
         assert len(await batches.receive()) <= 11
 
 
+@pytest.mark.parametrize("transport", ["default", "fast"])
+async def test_bytes_are_those_of_the_text_as_it_is_sent(transport):
+    messages = ["x" * 1000, "\u4e2d" * 1000, "\U0001f389" * 1000, "\xe4" * 500]
+    async with sending(*messages, code=None) as url:
+        connection = Connection(url, transport=transport)
+        async with connection.batches(None) as batches:
+            await eventually(lambda: connection.stats.messages == len(messages))
+            assert connection.stats.bytes == connection.stats.waiting_bytes == 1000 + 3000 + 4000 + 1000
+            await batches.receive()
+            assert connection.stats.waiting_bytes == 0
+
+
 async def test_an_unanswered_subscription_names_the_full_buffer():
     exchange = ScriptedExchange()
     async with exchange.open() as url:

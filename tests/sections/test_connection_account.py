@@ -7,6 +7,7 @@ import re
 import signal
 import time
 import traceback
+from contextlib import asynccontextmanager
 
 import pytest
 import slurry
@@ -221,6 +222,161 @@ async def test_a_sign_in_without_an_answer_is_an_error_in_time(autojump_clock):
         with pytest.raises(AuthenticationError, match="not answered authKeyExpires"):
             await connection.authenticate(KEY, SECRET)
         assert trio.current_time() - began == pytest.approx(10)
+
+
+STEADY = Reconnect(jitter=0)
+OTHER_KEY, OTHER_SECRET = "an0therKey-0123456789", "an0therSecret-0123456789-abcdefghijklmnop"
+
+
+@asynccontextmanager
+async def signing_in(exchange, key, secret, subscribe=("order", "trade"), **options):
+    """A connection whose ``authKeyExpires`` is under way, and unanswered; gives it, and what will be its outcome."""
+    exchange.answers["authKeyExpires"] = None
+    outcome = []
+
+    async def sign_in():
+        try:
+            await connection.authenticate(key, secret)
+            outcome.append("accepted")
+        except AuthenticationError as error:
+            outcome.append(error)
+
+    async with in_memory(exchange, reconnect=STEADY, **options) as connection:
+        async with Pipeline.create(connection) as pipeline:
+            pipeline.start()
+            await connection.wait_connected()
+            pipeline.nursery.start_soon(sign_in)
+            await eventually(lambda: exchange.commands)
+            with trio.move_on_after(1):
+                await connection.subscribe(*subscribe)
+            yield connection, outcome
+
+
+async def lose(connection):
+    await connection._transport.drop()
+    await eventually(lambda: not connection.connected)
+
+
+def key_of(headers):
+    return dict(headers).get(b"api-key", b"").decode()
+
+
+async def test_a_sign_in_whose_connection_is_lost_is_asked_of_the_next_one_before_private_topics(autojump_clock):
+    exchange = ScriptedExchange()
+    async with signing_in(exchange, KEY, SECRET) as (connection, outcome):
+        assert exchange.held == {"trade"}, "the private topic waits"
+        await lose(connection)
+        exchange.commands.clear()
+        await trio.sleep(5)
+        assert outcome == [] and [op for op, _ in exchange.commands] == ["authKeyExpires", "subscribe"]
+        assert exchange.commands[1] == ("subscribe", ["trade"]), "also when its answer is late"
+        await exchange.send({"success": True, "request": {"op": "authKeyExpires", "args": []}})
+        await trio.sleep(1)
+        assert outcome == ["accepted"] and exchange.commands[2:] == [("subscribe", ["order"])]
+        assert [key_of(headers) for headers in exchange.headers] == ["", ""], "it was not accepted yet"
+
+        await lose(connection)
+        await trio.sleep(5)
+        assert key_of(exchange.headers[2]) == KEY and connection.subscriptions == {"order", "trade"}
+
+
+async def test_each_time_it_is_asked_it_is_signed_anew(autojump_clock):
+    exchange = ScriptedExchange()
+    async with signing_in(exchange, KEY, SECRET) as (connection, outcome):
+        for _ in range(2):
+            await lose(connection)
+            await trio.sleep(5)
+        exchange.answers.clear()
+        await lose(connection)
+        await eventually(lambda: outcome == ["accepted"])
+    signatures = [args[2] for op, args in exchange.commands if op == "authKeyExpires"]
+    assert len(signatures) == len(set(signatures)) == 4
+
+
+async def test_a_wrong_key_whose_connection_is_lost_is_the_callers_error_alone(autojump_clock):
+    exchange = ScriptedExchange()
+    async with signing_in(exchange, OTHER_KEY, OTHER_SECRET, **SIGNED_IN) as (connection, outcome):
+        await lose(connection)
+        exchange.answers["authKeyExpires"] = {"status": 401, "error": "Invalid API Key."}
+        await eventually(lambda: outcome)
+        assert type(outcome[0]) is AuthenticationError and outcome[0].reason == "key"
+        await lose(connection)
+        await trio.sleep(5)
+        assert connection.connected and connection.subscriptions == {"order", "trade"}
+    assert [key_of(headers) for headers in exchange.headers] == [KEY] * 3, "as before"
+
+
+async def test_the_time_for_its_answer_counts_from_when_the_connection_stands(autojump_clock):
+    exchange = ScriptedExchange()
+    async with signing_in(exchange, KEY, SECRET) as (connection, outcome):
+        connection._transport.failures.extend(ConnectionFailed("not yet") for _ in range(6))
+        await lose(connection)
+        await trio.sleep(60)
+        assert outcome == [] and connection.stats.connections == 1
+        await connection.wait_connected()
+        await trio.sleep(connection.subscribe_timeout - 1)
+        assert outcome == []
+        await trio.sleep(2)
+        assert "not answered authKeyExpires" in str(outcome[0])
+        await connection.subscribe("order"), "which waits for it no longer"
+
+
+async def test_a_sign_in_that_a_lost_connection_delays_ends_with_the_stream(autojump_clock):
+    exchange = ScriptedExchange()
+    exchange.answers["authKeyExpires"] = None
+    async with in_memory(exchange, reconnect=Reconnect(attempts=1)) as connection:
+        with pytest.raises(ConnectionFailed, match="never again"):
+            async with Pipeline.create(connection) as pipeline:
+                pipeline.start()
+                await connection.wait_connected()
+
+                async def sign_in():
+                    with pytest.raises(ConnectionClosed, match="has ended"):
+                        await connection.authenticate(KEY, SECRET)
+
+                pipeline.nursery.start_soon(sign_in)
+                await trio.sleep(1)
+                connection._transport.failures.extend(ConnectionFailed("never again") for _ in range(2))
+                await connection._transport.drop()
+                await trio.sleep_forever()
+        assert not connection._protocol.authenticating
+
+
+async def test_new_credentials_sign_the_next_handshake_only_when_they_were_accepted(autojump_clock):
+    exchange = ScriptedExchange()
+    async with in_memory(exchange, reconnect=STEADY, **SIGNED_IN) as connection:
+        async with Pipeline.create(connection) as pipeline:
+            pipeline.start()
+            await connection.wait_connected()
+            exchange.answers["authKeyExpires"] = {"status": 401, "error": "Invalid API Key."}
+            with pytest.raises(AuthenticationError):
+                await connection.authenticate(OTHER_KEY, OTHER_SECRET)
+            await lose(connection)
+            await connection.wait_connected()
+            exchange.answers.clear()
+            await connection.authenticate(OTHER_KEY, OTHER_SECRET)
+            await lose(connection)
+            await connection.wait_connected()
+    assert [key_of(headers) for headers in exchange.headers] == [KEY, KEY, OTHER_KEY]
+
+
+async def test_two_who_sign_in_at_once_get_each_their_own_answer(autojump_clock):
+    exchange = ScriptedExchange()
+    async with signing_in(exchange, KEY, SECRET) as (connection, outcome):
+        others = []
+
+        async def sign_in():
+            await connection.authenticate(OTHER_KEY, OTHER_SECRET)
+            others.append("accepted")
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(sign_in)
+            await trio.sleep(1)
+            await exchange.send({"status": 401, "error": "Invalid API Key.", "request": {"op": "authKeyExpires"}})
+            await trio.sleep(1)
+            assert type(outcome[0]) is AuthenticationError and others == []
+            await exchange.send({"success": True, "request": {"op": "authKeyExpires"}})
+        assert others == ["accepted"] and connection._credentials.key == OTHER_KEY
 
 
 async def test_a_signature_that_was_seen_before_is_made_anew_at_once():

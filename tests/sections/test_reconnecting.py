@@ -170,7 +170,7 @@ async def test_a_refusal_whose_status_cannot_be_read_is_tried_again():
     assert len(refusals) == 3 and not exchange.clients
 
 
-@pytest.mark.parametrize("status", [401, 403, 404])
+@pytest.mark.parametrize("status", [200, 302, 400, 401, 403, 404])
 async def test_a_refusal_that_will_not_change_is_final(status):
     async def refuse(request):
         refused.append(status)
@@ -183,6 +183,44 @@ async def test_a_refusal_that_will_not_change_is_final(status):
                 pipeline.start()
                 await trio.sleep_forever()
     assert error.value.status == status and refused == [status]
+
+
+async def reconnecting_into(status):
+    """A connection that is lost, and then answered twice with this status; gives it, and the error that ended it."""
+    exchange, refused = ScriptedExchange(), []
+
+    async def handle(request):
+        if exchange.headers and len(refused) < 2:
+            refused.append(status)
+            await request.reject(status, extra_headers=[("Location", "https://portal/")], body=b"<h1>maintenance</h1>")
+        else:
+            await exchange(request)
+
+    async with serve_websocket(handle) as url:
+        connection = Connection(url, subscribe=["trade"], reconnect=Reconnect(initial=0.01))
+        try:
+            async with running(connection) as taken:
+                await eventually(lambda: connection.subscriptions)
+                await exchange.clients[0]._stream.aclose()
+                await eventually(lambda: connection.stats.connections == 2 and connection.subscriptions)
+        except ConnectionFailed as failed:
+            return refused, failed, taken
+    return refused, None, taken
+
+
+@pytest.mark.parametrize("status", [200, 301, 302, 400, 404, 410])
+async def test_a_page_in_front_of_an_exchange_that_stood_before_passes(status, caplog):
+    refused, failed, taken = await reconnecting_into(status)
+    assert failed is None and refused == [status] * 2
+    assert [type(mark) for mark in taken.marks()] == [Connected, Disconnected, Connected]
+    assert f"refused the connection with HTTP status {status}: <h1>maintenance</h1>" in caplog.text
+
+
+@pytest.mark.parametrize("status", [401, 403])
+async def test_who_is_not_let_in_any_more_is_told_at_the_first_attempt(status):
+    refused, failed, taken = await reconnecting_into(status)
+    assert failed.status == status and refused == [status]
+    assert [type(mark) for mark in taken.marks()] == [Connected, Disconnected]
 
 
 @pytest.mark.parametrize("status", [500, 502, 503, 429])
@@ -410,6 +448,25 @@ async def test_a_topic_that_is_refused_for_a_moment_only_comes_back(autojump_clo
         await trio.sleep(10)
         assert connection.subscriptions == {"trade"}
         assert not [item for item in taken if type(item) is StateLost]
+
+
+async def test_each_of_many_who_ask_for_bad_topics_at_once_gets_its_own_refusal(autojump_clock):
+    exchange, refused = ScriptedExchange(), set()
+    topics = [f"trade:S{number}" for number in range(500)]
+    exchange.refuse.update((topic, (400, f"Unknown symbol {topic}")) for topic in topics)
+
+    async def ask(topic):
+        with pytest.raises(SubscriptionError, match=f"Unknown symbol {topic}$") as error:
+            await connection.subscribe(topic)
+        refused.add(error.value.topic)
+
+    async with in_memory_steady(exchange) as connection, running(connection):
+        await connection.wait_connected()
+        async with trio.open_nursery() as nursery:
+            for topic in topics:
+                nursery.start_soon(ask, topic)
+        await connection.subscribe("quote")
+    assert refused == set(topics)
 
 
 async def test_a_topic_refused_at_the_start_is_final(autojump_clock):
@@ -736,6 +793,30 @@ async def test_resyncs_of_a_topic_that_never_heals_become_rare(autojump_clock):
         asked = [op for op, args in exchange.commands].count("unsubscribe")
         assert 5 <= asked <= 12, "1, 2, 4, ... 60 s apart, for five minutes"
         assert connection.stats.resyncs in (asked, asked + 1)
+
+
+async def test_what_a_user_asks_for_anew_goes_out_at_once_however_often_state_was_lost(autojump_clock):
+    exchange = ScriptedExchange()
+    await book_server(exchange)
+    topic = "orderBookL2:XBTUSD"
+    async with in_memory_steady(exchange, subscribe=[topic]) as connection, running(
+        connection, Decoder(), TableApplier()
+    ) as taken:
+        await eventually(lambda: taken)
+        bad = {"symbol": "XBTUSD", "id": 77, "side": "Buy", "size": 1}
+        for _ in range(6):
+            await exchange.send({"table": "orderBookL2", "action": "update", "data": [bad]})
+            await trio.sleep(10)
+        await exchange.send({"table": "orderBookL2", "action": "update", "data": [bad]})
+        await trio.sleep(1)
+        assert taken[-1].action == "stale", "the library has to wait its turn"
+        for _ in range(5):
+            exchange.commands.clear()
+            connection.resync(topic)
+            connection.resync(topic)
+            await trio.sleep(0.1)
+            assert [op for op, _ in exchange.commands] == ["unsubscribe", "subscribe"], "once while it is under way"
+            assert taken[-1].action == "partial"
 
 
 async def test_a_blocked_tap_does_not_hide_a_disconnect_from_the_live_objects_of_others(autojump_clock):

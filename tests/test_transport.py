@@ -353,6 +353,19 @@ async def test_a_refusal_tells_its_status_and_words_however_it_is_made(make, sta
     assert failed.status == status and f"HTTP status {status}" in str(failed) and words in str(failed)
 
 
+async def test_a_refusal_without_end_is_told_by_its_status_also_where_the_time_to_connect_is_over_first(
+    make, autojump_clock
+):
+    ours, theirs = trio.testing.memory_stream_pair()
+    await theirs.send_all(b"HTTP/1.1 429 Too Many Requests\r\nRetry-After: 7\r\n\r\nslow")
+    transport = make("ws://in.memory/realtime", stream=ours, connect_timeout=0.3)
+    async with trio.open_nursery() as nursery:
+        with pytest.raises(ConnectionFailed, match="HTTP status 429: slow") as error:
+            await transport.connect(nursery)
+        nursery.cancel_scope.cancel()
+    assert error.value.status == 429 and error.value.retry_after == 7
+
+
 async def test_trio_websockets_own_refusals_are_understood(make):
     async def handle(request):
         await request.reject(401, body=b"Invalid API Key.")

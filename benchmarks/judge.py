@@ -191,6 +191,7 @@ class Judge:
         self.fills_seen: set[str] = set()
         self.marks_of_fills = 0
         self.connections = self.messages = 0  # that came
+        self.stands = False  # whether a connection does, as told in the stream
         self._attempt: Attempt | None = None  # whose messages come
         self._message: RawMessage | None = None  # the one that is being handed through
         self._decoded = True  # whether it has come out of the decoder,
@@ -230,9 +231,11 @@ class Judge:
         if type(item) is Connected:
             self._attempt = self.attempts.next_up()
             self.connections += 1
+            self.stands = True
         elif self._attempt is None:
             self.say(f"before any connection stands there comes {item}")
         elif type(item) is Disconnected:
+            self.stands = False
             if (left := self._attempt.messages) and not (self._attempt.spoiled or self._attempt.unread):
                 self.say(f"{len(left)} messages arrived before {item}, and were not handed out: {list(left)[:3]}")
         elif type(item) is RawMessage:

@@ -218,8 +218,8 @@ class Soak(Strikes):
                 f"{'wss' if self.tls else 'ws'}://{self.address}/realtime", subscribe=judge.wanted,
                 api_key=key, api_secret=secret, reconnect=reconnect, heartbeat=self.heartbeat, max_lag=self.max_lag,
                 connect_timeout=0.4 if self.sockets else 3.0, buffer_size=BUFFER,
-                resync_every=None if index % 2 == 0 else 5.0 if self.sockets else 150.0,
-                max_message_size=LARGE if index % 10 == 0 else 1_000_000,
+                resync_every=None if index % 4 < 2 else 5.0 if self.sockets else 150.0,
+                max_message_size=LARGE if index % 7 == 0 else 1_000_000,
                 ssl_context=self.certificates.client if self.tls else None,
                 transport=partial(self.transport, made, servers, self.transports[index % len(self.transports)]),
             )  # fmt: skip
@@ -301,8 +301,9 @@ class Soak(Strikes):
             if not ends(cause_of(error)):
                 raise Wrong(f"the pipeline ends by {error!r}") from error
         self.look()
-        if judge.out and ends is not None:
-            raise Wrong(f"{len(judge.out)} items came before the end, and were not taken from the `block` tap")
+        if ends is not None and (judge.out or judge.stands or self.attempts.ups):
+            loss = " the loss of the connection was not told, and" if judge.stands or self.attempts.ups else ""
+            raise Wrong(f"before the end,{loss} {len(judge.out)} items were not taken from the `block` tap")
 
     def choose_ending(self) -> None:
         """The last fault: one that no trying again can mend; or none, and the pipeline is left."""

@@ -63,7 +63,7 @@ class Mirror:
             before = self.rows.pop(key, None)
             if before is not None:
                 self.digest -= self._hash(before)
-            if action == "delete" or row.get("ordStatus") in CLOSED:
+            if action == "delete" or (self.table == "order" and row.get("ordStatus") in CLOSED):
                 continue
             now = self.rows[key] = {**before, **row} if before is not None and action == "update" else dict(row)
             self.digest += self._hash(now)

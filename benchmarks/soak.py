@@ -414,6 +414,8 @@ class Soak(Strikes):
             truth.forget()
         for told in self.judge.told.values():
             told.at = {0}
+            if told.blind is not None:  # as what is not wanted may be: until the next partial, whichever
+                told.blind = 0
         self.judge.fills.clear()
         self.known = set(self.executions())
         exchange.speed = 1

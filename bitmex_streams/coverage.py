@@ -37,7 +37,7 @@ _numbers = count(1)
 class Topic:
     """What one partial covered. ``stale`` is why it can no longer be trusted (in stream order), "" while it can."""
 
-    __slots__ = ("filter", "name", "scope", "source", "stale", "table")
+    __slots__ = ("filter", "name", "replaced", "scope", "source", "stale", "table")
 
     def __init__(self, table: str, filter: Mapping[str, Any] | None, source: str) -> None:
         self.table = table
@@ -51,6 +51,7 @@ class Topic:
         elif self.filter:
             self.scope = repr(sorted(self.filter.items(), key=lambda pair: pair[0])), "other"
         self.name = f"{table}:{symbol}" if type(symbol) is str else table
+        self.replaced: dict[Any, Topic] = {}  # where it is the whole table: what it took the place of, by scope
 
     def covers(self, row: Mapping[str, Any]) -> bool:
         """Whether a row (or the filter of a narrower topic) is of this topic.
@@ -75,12 +76,36 @@ class Coverage:
         for scopes in self.topics.values():
             yield from scopes.values()
 
-    def cover(self, topic: Topic) -> None:
-        """A partial has come: its topic takes the place of all topics that it covers."""
+    def cover(self, topic: Topic) -> bool:
+        """A partial has come: its topic takes the place of all topics that it covers.
+
+        A source that answers the loss of a whole table by the partial of a part of it was never subscribed to the
+        whole: a partial without a filter had only said so (or was given up while disconnected). Then the parts that
+        the whole had taken the place of are back, stale until their own partials come, and the rest is nobody's:
+        True, and who keeps its rows forgets those that `find` finds no topic for.
+        """
         scopes = self.topics.setdefault(topic.table, {})
+        whole = scopes.get(None)
+        dissolved = (
+            topic.scope is not None
+            and whole is not None
+            and whole.source == topic.source
+            and whole.stale not in ("", UNSUBSCRIBED)
+        )
+        if dissolved:
+            assert whole is not None
+            del scopes[None]
+            for part in whole.replaced.values():
+                part.stale = whole.stale
+            scopes.update(whole.replaced)
         for scope in [scope for scope, other in scopes.items() if topic.covers(other.filter)]:
-            del scopes[scope]
+            other = scopes.pop(scope)
+            if topic.scope is None:
+                topic.replaced.update(other.replaced)
+                if scope is not None and other.stale != UNSUBSCRIBED and other.source == topic.source:
+                    topic.replaced[scope] = other
         scopes[topic.scope] = topic
+        return dissolved
 
     def find(self, table: str, row: Row) -> Topic | None:
         """The topic that a row is of: the one of its symbol, else the whole table's. None: no partial has covered

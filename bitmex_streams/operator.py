@@ -48,7 +48,7 @@ class Operator(Section):
     resync: Callable[[str], None] | None = None
     """Asks the source for a new partial of a topic (``table`` or ``table:symbol``); synchronous, idempotent, queued.
 
-    A Pipeline sets it to ``connection.resync`` where it is None; in a plain slurry pipeline it can be set by hand.
+    A Pipeline sets it to ``connection.resync_lost`` where it is None; in a plain slurry pipeline it can be set by hand.
     """
 
     @abstractmethod

@@ -8,7 +8,8 @@ import hashlib
 import socket
 import ssl
 import time
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
+from unittest.mock import ANY
 
 import pytest
 import slurry
@@ -247,18 +248,22 @@ def frame(payload, *, length=None, opcode=0x81):
     return bytes([opcode, len(payload) if length is None else length]) + payload
 
 
+async def shake_hands(stream):
+    head = await receive_head(stream)
+    key = head.lower().partition(b"sec-websocket-key: ")
+    key = head[len(key[0]) + len(key[1]) :].partition(b"\r\n")[0]
+    accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
+    await stream.send_all(
+        SWITCH + b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: " + accept + b"\r\n\r\n"
+    )
+
+
 @asynccontextmanager
 async def speaking(*data):
     """A server that completes the handshake, sends these bytes, and hangs up."""
 
     async def handle(stream):
-        head = await receive_head(stream)
-        key = head.lower().partition(b"sec-websocket-key: ")
-        key = head[len(key[0]) + len(key[1]) :].partition(b"\r\n")[0]
-        accept = base64.b64encode(hashlib.sha1(key + b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11").digest())
-        await stream.send_all(
-            SWITCH + b"Upgrade: websocket\r\nConnection: Upgrade\r\nSec-WebSocket-Accept: " + accept + b"\r\n\r\n"
-        )
+        await shake_hands(stream)
         for piece in data:
             await stream.send_all(piece)
 
@@ -298,6 +303,45 @@ async def test_a_connection_lost_while_it_is_closing_does_not_hang(make):
             async with connected(make, url) as transport:
                 await take(transport, "whole")
                 await trio.testing.wait_all_tasks_blocked()
+
+
+@asynccontextmanager
+async def in_hand(make, **options):
+    """A transport, and the server's end of its stream, where a test says each byte."""
+    ours, theirs = trio.testing.memory_stream_pair()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(shake_hands, theirs)
+        transport = make("ws://in.memory/realtime", stream=ours, **options)
+        await transport.connect(nursery)
+        yield transport, theirs
+        nursery.cancel_scope.cancel()
+
+
+async def test_a_connection_lost_just_as_it_is_closed_for_a_message_that_is_too_large_does_not_hang(make):
+    """trio-websocket 0.9.2: its reader ends, and whoever waits for a message would wait for ever."""
+    async with in_hand(make, max_message_size=1000) as (transport, server):
+        await server.send_all(frame(b"whole") + b"\x81\x7e\x07\xd0" + b"x" * 2000)
+        await server.aclose()  # so that no close frame can be sent
+        with trio.fail_after(5):
+            assert await closed_after(transport, "whole") in [(1009, ANY), (1006, ANY)]
+
+
+async def test_a_ping_that_meets_our_close_does_not_hang_it(make):
+    """trio-websocket: its reader ends by an error of wsproto's, and nobody waits for the server's answer any more."""
+    async with in_hand(make) as (transport, server), trio.open_nursery() as nursery:
+
+        async def ping_and_close():
+            while not (await server.receive_some()).startswith(b"\x88"):
+                pass
+            with suppress(trio.BrokenResourceError):  # where it is gone as soon as it was pinged
+                await server.send_all(b"\x89\x00")
+                await trio.sleep(0.1)
+                await server.send_all(b"\x88\x02\x03\xe8")
+            await server.aclose()
+
+        nursery.start_soon(ping_and_close)
+        with trio.fail_after(1):
+            await transport.aclose()
 
 
 async def test_a_message_larger_than_allowed_closes_with_1009_after_what_came_before(make):

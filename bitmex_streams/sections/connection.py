@@ -124,7 +124,9 @@ class Connection(Source):
     Connections to one URL, of two accounts, need two names.
     ``reconnect``: see `Reconnect`; None: not at all.
     ``heartbeat``: seconds of silence after which the server is pinged, and after as many more of nothing at all the
-    connection is given up. Silence does not count while the consumer holds up reading.
+    connection is given up. Silence does not count while the consumer holds up reading; but pings go on, and where one
+    cannot be written (the connection was reset or closed, or, on Linux, nothing was acknowledged for as many seconds,
+    and one at least), it is given up all the same.
     ``resync_every``: seconds after which all topics are asked for anew, again and again, against what cannot be
     detected (BitMEX numbers no messages); each is stale for that moment. None: never.
     ``connect_timeout``: seconds for TCP, TLS and the handshake together.
@@ -133,7 +135,8 @@ class Connection(Source):
     ``max_lag``: seconds that a full buffer may stop the reading before what waits in the socket counts as too old:
     then all state is lost (a `StateLost` mark, and the callbacks of `watch`), and when reading goes on, all topics are
     asked for anew.
-    ``buffer_size``, ``buffer_bytes``: how many messages, and how many bytes of them, are read ahead of the consumer.
+    ``buffer_size``, ``buffer_bytes``: how many messages, and how many bytes of them (UTF-8), are read ahead of the
+    consumer; when the connection is lost, the rest of what was read last goes in as well.
     ``max_message_size``: bytes; the connection is closed (1009) by a larger message. Partials of all symbols have some
     5 MB.
     ``ssl_context``: for ``wss://`` URLs; default: the system's certificates.
@@ -142,8 +145,9 @@ class Connection(Source):
 
     How it comes back: after a connection that was lost, or could not be made for a reason that may pass, it connects
     again as ``reconnect`` says; all topics in force are subscribed again (those that were asked for or given up
-    meanwhile taken into account), the handshake is signed anew, and the switch is armed at once. A topic that was in
-    force and is refused now is asked for three times more, then given up with a `StateLost`.
+    meanwhile taken into account), the handshake is signed anew, and the switch is armed at once. While a consumer holds
+    up the reading, it connects and arms, and subscribes when reading goes on. A topic that was in force and is refused
+    now is asked for three times more, then given up with a `StateLost`.
 
     How the stream ends: by what trying again cannot mend: `AuthenticationError` (a key that is refused, a clock that is
     wrong), `ConnectionFailed` that is ``final`` (a certificate that does not verify, a status such as 403 or 404; once

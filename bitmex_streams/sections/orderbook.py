@@ -54,6 +54,9 @@ class OrderBookMerger(Operator):
     partial, and deltas are dropped until it has come. When a connection is lost, ``book.stale`` is set at once, ahead
     of the stream. In a loop of pipelines one merger can serve them all, as one `TableApplier` can.
 
+    A partial without a filter where only symbols are subscribed to brings books of others, which nobody keeps up to
+    date. They leave ``books`` with the first partial of a symbol after the state of that one was lost.
+
     A crossed book is seen by nobody else: a `TableApplier` before the merger does not look at prices, so its
     ``stale`` and its updates go on as fresh until the new partial, which heals both."""
 
@@ -169,7 +172,9 @@ class OrderBookMerger(Operator):
                 return self._contradicted(concerned, reason, received)
             # Of a topic that nobody knows of: which one it was to be is not known, but its table.
             return self._contradicted([topic], reason, received, ask=self.table)
-        self._coverage.cover(topic)
+        if self._coverage.cover(topic):
+            for nobodys in [symbol for symbol in self.books if self._topic(symbol) is None]:
+                del self.books[nobodys]
         # What it covers and has no rows of is empty.
         for covered in list(self.books) if topic.scope is None else [topic.scope]:
             if covered not in levels:

@@ -113,7 +113,8 @@ class TableApplier(Operator):
                 return self._contradicted(concerned, reason, message.received)
             # Of a topic that nobody knows of: which one it was to be is not known, but its table.
             return self._contradicted([topic], reason, message.received, ask=table)
-        self._coverage.cover(topic)
+        if self._coverage.cover(topic):
+            self._forget_what_is_nobodys(table)
         update = TableUpdate(
             table,
             "partial",
@@ -130,6 +131,13 @@ class TableApplier(Operator):
             return (update,)
         others = [other for other in self._coverage.topics[table].values() if other is not topic]
         return [*self._contradicted(others, f"the table has other keys now: {opened.keys}", message.received), update]
+
+    def _forget_what_is_nobodys(self, table: str) -> None:
+        """The rows of ``table`` that no topic covers any more leave."""
+        store = self.storage.tables[table]
+        rows = (row for sides in store.rows.values() for levels in sides.values() for row in levels.values())
+        kept = rows if table in BOOK_TABLES else store.rows.values()
+        store.replace([row for row in kept if self._coverage.find(table, row) is not None], {})
 
     def _check(self, message: TableMessage, topic: Topic) -> None:
         """What a partial would do to what others hold in its table; ValueError where it cannot mean that."""

@@ -30,6 +30,7 @@ from bitmex_streams.sections.connection import Connection
 from bitmex_streams.sections.decoder import Decoder
 from bitmex_streams.sections.orderbook import OrderBookMerger
 from bitmex_streams.sections.tables import TableApplier
+from tests.servers import ScriptedExchange, in_memory, partial_of
 
 SOURCE = "ws://one"
 SECOND = 1_000_000_000
@@ -391,3 +392,31 @@ def test_where_a_refused_partial_is_of_no_known_topic_its_table_is_asked_for() -
     books = OrderBookMerger(resync=asked.append)
     assert apply(books, partial(BID, filter={"symbol": "XBTUSE"})) == []
     assert asked == ["orderBookL2"]
+
+
+async def test_a_book_that_came_by_a_partial_without_a_filter_and_is_nobodys_does_not_stay_stale_for_ever(
+    autojump_clock: Any,
+) -> None:
+    exchange = ScriptedExchange()
+    topics = ["orderBookL2:XBTUSD", "orderBookL2:SOLUSDT"]
+    for topic in topics:
+        exchange.partials[topic] = partial_of(topic, [level(99, "Buy", 10, topic.partition(":")[2])])
+    tables, books = TableApplier(), OrderBookMerger()
+    async with in_memory(exchange, subscribe=topics) as connection:
+        async with Pipeline.create(connection, Decoder(), tables, books) as pipeline:
+            pipeline.start()
+            with trio.fail_after(10):
+                mine = [await books.ready(symbol) for symbol in ("XBTUSD", "SOLUSDT")]
+            everything = [level(99, "Buy", 10, symbol) for symbol in ("XBTUSD", "ETHUSD")]
+            await exchange.send(partial_of("orderBookL2", everything))
+            with trio.fail_after(10):
+                phantom = await books.ready("ETHUSD")
+            assert not mine[1].bids and not tables.stale, "it says that it is all of the table"
+
+            bad = {"symbol": "SOLUSDT", "id": 1, "side": "Buy", "size": 1}
+            await exchange.send({"table": "orderBookL2", "action": "update", "data": [bad]})
+            await trio.sleep(5)
+            assert set(books.books) == {"XBTUSD", "SOLUSDT"} and phantom.stale and tables.stale == {}
+            assert [books.books[symbol] for symbol in ("XBTUSD", "SOLUSDT")] == mine, "the live books stay the same"
+            assert not any(book.stale for book in mine) and [book.best_bid for book in mine] == [(99.0, 10)] * 2
+            assert not tables.storage.orderbook["ETHUSD"]["Buy"] and tables.storage.orderbook["SOLUSDT"]["Buy"]

@@ -293,6 +293,18 @@ def test_where_a_refused_partial_is_of_no_known_topic_its_table_is_asked_for() -
     assert asked == ["instrument"]
 
 
+def test_rows_of_a_partial_without_a_filter_that_nobody_asked_for_leave_when_it_is_healed() -> None:
+    asked: list[str] = []
+    tables = TableApplier(resync=asked.append)
+    apply(tables, partial([XBT], {"symbol": "XBTUSD"}))
+    apply(tables, partial([XBT, ETH]))
+    (mark,) = apply(tables, delta("insert", XBT))
+    assert mark.action == "stale" and asked == ["instrument"] and set(tables.stale) == {"instrument"}
+    (update,) = apply(tables, partial([{**XBT, "lastPrice": 3.0}], {"symbol": "XBTUSD"}))
+    assert update.action == "partial" and tables.stale == {}
+    assert list(tables.storage.data["instrument"]) == [("XBTUSD",)], "what nobody keeps up to date is not kept"
+
+
 # --- partials that are refused again and again
 
 

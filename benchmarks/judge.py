@@ -265,7 +265,8 @@ class Judge:
                 self.say(f"out of the decoder comes {item}, and the message is {self._message}")
             told = self.topic_of(item.table, item.rows, item.filter)
             self._applied = told is None or (told.stale and item.action != "partial")
-            if told is not None and item.table == "order" and not told.mirror.knows(item.rows):
+            update = told is not None and item.table == "order" and item.action == "update"
+            if update and told is not None and not told.mirror.knows(item.rows):
                 self._applied = None  # closed orders are forgotten
 
     def _tables(self, item: Any) -> None:
@@ -364,6 +365,9 @@ class Sleeper:
         if len(found) > self.capacity + MARKS + len(set(map(stream_key, marks))):  # a mark of each stream is kept
             return f"for {who} {len(found)} items wait"
         if len(marks) > min(MARKS, self.capacity):  # they may be folded, and there may be room for nothing else
+            newest = {(type(mark), stream_key(mark)): id(mark) for mark in marks}
+            if not set(map(id, found)).issuperset(newest.values()):
+                return f"{who} does not find the last mark of each stream"
             self._gaps.update((stream_key(item), False) for item in log)
             return None
         if [item for item in found if is_mark(item)] != marks:

@@ -119,7 +119,7 @@ class Soak(Strikes):
         self.reconnects = self.resyncs = self.items = 0
         self.number = 0
         self.kind = ""
-        self.awake = trio.Event()  # whether the consumer is
+        self.awake = trio.Event()
         self.rubbish = deque()
         self.known: set[str] | None = None  # the fills that are known to be told
         self.heartbeat, self.slack, self.max_lag = (0.1, 5.0, 0.3) if sockets else (5.0, 0.05, 10.0)

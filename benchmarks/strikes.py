@@ -86,16 +86,21 @@ class Strikes:
     max_lag: float
     rubbish: deque[tuple[bytes, bool]]
     awake: trio.Event
+    """Whether the consumer is."""
     woke: float
+    held_up: trio.Event
+    """Set when the connection says that reading is held up for too long."""
+    unread: bool
     struck: Counter[str]
     asked: Counter[str]
     heal: Callable[[], Awaitable[None]]
     look: Callable[[], None]
+    fresh: Callable[[], list[str]]
     rest: Callable[[float], Awaitable[None]]
 
-    def pick(self, rng: random.Random | None = None) -> str:
+    def pick(self) -> str:
         """A topic that is subscribed."""
-        return (rng or self.rng).choice(self.judge.wanted)
+        return self.rng.choice(self.judge.wanted)
 
     # --- the connection breaks ---
 
@@ -354,10 +359,6 @@ class Strikes:
             await self.idle(self.rng.uniform(0.5, 5) * self.heartbeat)
         self.look()
         self.wake()
-
-    held_up: trio.Event
-    unread: bool
-    fresh: Callable[[], list[str]]
 
     def wake(self) -> None:
         """The consumer takes items again."""

@@ -95,15 +95,19 @@ class Coverage:
         if dissolved:
             assert whole is not None
             del scopes[None]
-            for part in whole.replaced.values():
-                part.stale = whole.stale
-            scopes.update(whole.replaced)
+            for scope, part in whole.replaced.items():
+                if scope not in scopes:  # else it has come back already
+                    part.stale = whole.stale
+                    scopes[scope] = part
         for scope in [scope for scope, other in scopes.items() if topic.covers(other.filter)]:
             other = scopes.pop(scope)
             if topic.scope is None:
-                topic.replaced.update(other.replaced)
-                if scope is not None and other.stale != UNSUBSCRIBED and other.source == topic.source:
-                    topic.replaced[scope] = other
+                parts = {scope: other} if scope is not None else other.replaced
+                topic.replaced.update(
+                    (scope, part)
+                    for scope, part in parts.items()
+                    if part.source == topic.source and part.stale != UNSUBSCRIBED
+                )
         scopes[topic.scope] = topic
         return dissolved
 

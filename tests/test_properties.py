@@ -1,7 +1,8 @@
 """Random exchanges of partials, deltas and losses: tables and books equal a naive model after every message.
 
 The model is as simple as the rule: a row is of the latest partial that covers it; its source keeps it up to date until
-its state is lost.
+its state is lost. Where a part answers for a whole that was lost, there was no whole: the other parts that its source
+had are back, stale.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ class Partial:
     def __init__(self, table: str, symbol: str | None, source: str) -> None:
         self.table, self.symbol, self.source, self.fresh = table, symbol, source, True
         self.topic = f"{table}:{symbol}" if symbol else table
+        self.parts: list[Partial] = []  # of the same source, that a whole took the place of
 
 
 class Model:
@@ -80,8 +82,19 @@ class Model:
         return next((r for r in self.rows[table] if all(r[key] == row[key] for key in KEYS[table])), None)
 
     def partial(self, source: str, table: str, symbol: str | None, rows: list[Row]) -> None:
+        new = Partial(table, symbol, source)
+        here = [p for p in self.partials if p.table == table]
+        if symbol is None:
+            new.parts = [q for p in here for q in (p, *p.parts) if q.symbol is not None and q.source == source]
+        for whole in [p for p in here if symbol and p.symbol is None and p.source == source and not p.fresh]:
+            for part in whole.parts:
+                part.fresh = False
+            still = {p.symbol for p in here}
+            self.partials[:0] = [p for p in {p.symbol: p for p in whole.parts}.values() if p.symbol not in still]
+            self.partials.remove(whole)
+            self.rows[table] = [row for row in self.rows[table] if self.of(table, row["symbol"])]
         self.partials = [p for p in self.partials if p.table != table or (symbol is not None and p.symbol != symbol)]
-        self.partials.append(Partial(table, symbol, source))
+        self.partials.append(new)
         self.rows[table] = [row for row in self.rows[table] if symbol not in (None, row["symbol"])] + rows
         if table == "orderBookL2":
             self.symbols += [symbol] if symbol else [row["symbol"] for row in rows]

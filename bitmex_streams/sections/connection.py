@@ -824,7 +824,7 @@ class _Link:
             self._break(self._unwritable)
         closed = self._closed
         wire.debug("%s: closed: %s %s", connection.url, closed.code, closed.reason)
-        session.live = session.live or self.protocol.acknowledges or self.protocol.greeted
+        session.live = self._live
         connection._left_armed = connection._left_armed or self.protocol.armed
         if self.up:
             self.up = False
@@ -991,7 +991,8 @@ class _Link:
 
         Silence says nothing while nobody reads. Pings are written then, too, twice as often. Those that do not reach
         the server any more make TCP give it up, and the next one finds that. One that cannot be written, for the server
-        takes nothing, is as good as unanswered.
+        takes nothing, is as good as unanswered. A replay is not pinged then: it may have sent all it had and closed,
+        and a slow reader is to get all of that.
         """
         heartbeat = self.connection.heartbeat
         while True:
@@ -999,7 +1000,7 @@ class _Link:
             if quiet_since != inf and trio.current_time() < quiet_since + heartbeat:
                 await trio.sleep_until(quiet_since + heartbeat)
                 continue
-            if self._ping_since == inf:
+            if self._ping_since == inf and (quiet_since != inf or self._live):
                 nursery.start_soon(self._guarded, self._ping)
             await trio.sleep(heartbeat if quiet_since != inf else heartbeat / 2)
             now = trio.current_time()
@@ -1013,6 +1014,11 @@ class _Link:
                 reason = f"heartbeat lost: a ping could not be written for {heartbeat:g} s"
                 self._cannot_write(TransportClosed(1006, reason))
                 return
+
+    @property
+    def _live(self) -> bool:
+        """Whether the server is an exchange: it greets, or acknowledges, or did so before. Else it is a replay."""
+        return self.session.live or self.protocol.acknowledges or self.protocol.greeted
 
     @property
     def _quiet_since(self) -> float:

@@ -55,7 +55,8 @@ class OrderBookMerger(Operator):
     of the stream. In a loop of pipelines one merger can serve them all, as one `TableApplier` can.
 
     A partial without a filter where only symbols are subscribed to brings books of others, which nobody keeps up to
-    date. They leave ``books`` with the first partial of a symbol after the state of that one was lost.
+    date. They leave ``books`` with the first partial of a symbol after the state of that one was lost; should they be
+    subscribed to later, they are back as the same objects.
 
     A crossed book is seen by nobody else: a `TableApplier` before the merger does not look at prices, so its
     ``stale`` and its updates go on as fresh until the new partial, which heals both."""
@@ -74,6 +75,7 @@ class OrderBookMerger(Operator):
         self.crossed_ns = int(crossed_seconds * 1e9)
         self.books: dict[str, OrderBook] = {}
         self._coverage = Coverage()
+        self._nobodys: dict[str, OrderBook] = {}  # books that no topic covers any more, should one do so again
         self._crossed: dict[str, tuple[int, int]] = {}  # symbol: since when (received), messages since
         self._awaited: dict[str, trio.Event] = {}
         self._finished = False
@@ -174,9 +176,9 @@ class OrderBookMerger(Operator):
             return self._contradicted([topic], reason, received, ask=self.table)
         if self._coverage.cover(topic):
             for nobodys in [symbol for symbol in self.books if self._topic(symbol) is None]:
-                del self.books[nobodys]
+                self._nobodys[nobodys] = self.books.pop(nobodys)
         # What it covers and has no rows of is empty.
-        for covered in list(self.books) if topic.scope is None else [topic.scope]:
+        for covered in [*self.books, *self._nobodys] if topic.scope is None else [topic.scope]:
             if covered not in levels:
                 levels[covered] = Levels(())
         ahead = self._coverage.announced(source) is not None
@@ -184,7 +186,8 @@ class OrderBookMerger(Operator):
         for symbol, fresh in levels.items():
             book = self.books.get(symbol)
             if book is None:
-                book = self.books[symbol] = OrderBook(symbol)
+                book = self._nobodys.pop(symbol) if symbol in self._nobodys else OrderBook(symbol)
+                self.books[symbol] = book
             book._take(fresh)
             book.stale = ahead
             self._crossed.pop(symbol, None)

@@ -10,6 +10,7 @@ from itertools import pairwise
 
 import pytest
 import trio
+import trio.testing
 import trio_websocket
 
 from bitmex_streams import (
@@ -24,7 +25,7 @@ from bitmex_streams import (
     StateLost,
     TableApplier,
 )
-from bitmex_streams.transport import WebsocketTransport
+from bitmex_streams.transport import TRANSPORTS, WebsocketTransport
 from tests.servers import ScriptedExchange, deafen, in_memory, open_sockets, partial_of, serve_tcp
 
 TOPIC = "orderBookL2:XBTUSD"
@@ -294,3 +295,38 @@ async def test_one_that_is_cut_off_again_and_again_while_nobody_reads_fills_no_m
         await it.read()
         await eventually(lambda: it.connection.connected and not it.stale)
         assert it.connection.stats.connections >= connections, "it goes on when there is room"
+
+
+@both_transports
+async def test_a_slow_reader_of_a_replay_that_has_played_all_it_had_gets_all_of_it(transport, autojump_clock):
+    """Nobody pings it meanwhile: its host would refuse that, and what waits in the socket would be lost."""
+    closed = trio.Event()
+
+    async def replay(stream):
+        async with trio.open_nursery() as nursery:
+            ws = await (await trio_websocket.wrap_server_stream(nursery, stream)).accept()
+            for number in range(1000):
+                await ws.send_message(f'{{"table":"trade","action":"insert","data":[{{"number":{number}}}]}}')
+            await stream.send_all(b"\x88\x02\x03\xe8")
+            await stream.aclose()
+            closed.set()
+            nursery.cancel_scope.cancel()
+
+    async with trio.open_nursery() as nursery:
+
+        def make(url, **options):
+            ours, theirs = trio.testing.memory_stream_pair()
+            nursery.start_soon(replay, theirs)
+            return TRANSPORTS[transport](url, stream=ours, **options)
+
+        connection = Connection("ws://in.memory/realtime", transport=make, max_lag=10_000, buffer_size=ROOM)
+        async with Pipeline.create(connection) as pipeline, pipeline.tap() as tap:
+            items = [await tap.receive()]
+            await closed.wait()
+            await trio.sleep(600)
+            assert connection.connected
+            async for item in tap:
+                items.append(item)
+    messages = [item.data for item in items if type(item) is RawMessage]
+    assert len(messages) == 1000 and '"number":999' in messages[-1]
+    assert [item.code for item in items if type(item) is Disconnected] == [1000]

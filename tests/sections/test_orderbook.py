@@ -420,3 +420,7 @@ async def test_a_book_that_came_by_a_partial_without_a_filter_and_is_nobodys_doe
             assert [books.books[symbol] for symbol in ("XBTUSD", "SOLUSDT")] == mine, "the live books stay the same"
             assert not any(book.stale for book in mine) and [book.best_bid for book in mine] == [(99.0, 10)] * 2
             assert not tables.storage.orderbook["ETHUSD"]["Buy"] and tables.storage.orderbook["SOLUSDT"]["Buy"]
+
+            exchange.partials["orderBookL2:ETHUSD"] = partial_of("orderBookL2:ETHUSD", [level(98, "Buy", 7, "ETHUSD")])
+            await connection.subscribe("orderBookL2:ETHUSD")
+            assert await books.ready("ETHUSD") is phantom and phantom.best_bid == (98.0, 7)

@@ -4,8 +4,10 @@ On a test clock, over in-memory streams; where the operating system has a part i
 """
 
 import base64
+import errno
 import hashlib
 import re
+import socket
 from contextlib import suppress
 from functools import partial
 
@@ -21,6 +23,7 @@ from bitmex_streams import (
     Connection,
     ConnectionClosed,
     ConnectionFailed,
+    DecodeError,
     Decoder,
     Disconnected,
     OrderBookMerger,
@@ -241,6 +244,59 @@ async def test_a_server_in_trouble_is_tried_again(status):
             with trio.fail_after(5):
                 await connection.wait_connected()
     assert len(refused) == 2
+
+
+async def nothing_answers(*args, **options):
+    await trio.sleep_forever()
+
+
+def failing_with(error):
+    async def fail(*args, **options):
+        await trio.lowlevel.checkpoint()
+        raise error
+
+    return fail
+
+
+@pytest.mark.parametrize("transport", ["default", "fast"])
+@pytest.mark.parametrize(
+    "open_tcp, words",
+    [
+        (failing_with(OSError(errno.EHOSTUNREACH, "No route to host")), "No route to host"),
+        (failing_with(OSError(errno.ENETUNREACH, "Network is unreachable")), "Network is unreachable"),
+        (failing_with(socket.gaierror(socket.EAI_AGAIN, "Temporary failure in name resolution")), "cannot be resolved"),
+        (failing_with(socket.gaierror(socket.EAI_NONAME, "Name or service not known")), "cannot be resolved"),
+        (nothing_answers, "no sign of a connection"),
+    ],
+    ids=["host unreachable", "network unreachable", "name server away", "name unknown", "no answer"],
+)
+async def test_a_network_that_is_away_for_a_while_is_waited_for(transport, open_tcp, words, caplog, monkeypatch):
+    exchange, attempts = ScriptedExchange(), []
+    there = trio.open_tcp_stream
+
+    async def away_at_first(*args, **options):
+        attempts.append(args)
+        return await (open_tcp if len(attempts) < 3 else there)(*args, **options)
+
+    monkeypatch.setattr(trio, "open_tcp_stream", away_at_first)
+    async with exchange.open() as url:
+        connection = Connection(url, transport=transport, connect_timeout=0.2, reconnect=Reconnect(initial=0.01))
+        async with Pipeline.create(connection) as pipeline:
+            pipeline.start()
+            with trio.fail_after(10):
+                await connection.wait_connected()
+    assert len(attempts) == 3 and caplog.text.count(words) == 2
+
+
+@pytest.mark.parametrize("code", [1001, 1002, 1003, 1007, 1008, 1009, 1011, 1012, 1013, 4000])
+async def test_whatever_the_code_it_is_closed_with_it_connects_again(code, autojump_clock):
+    exchange = ScriptedExchange()
+    async with in_memory_steady(exchange, subscribe=["trade"]) as connection, running(connection) as taken:
+        await eventually(lambda: connection.subscriptions)
+        with trio.move_on_after(1):
+            await exchange.clients[0].aclose(code, "bye")
+        await eventually(lambda: connection.stats.connections == 2 and connection.subscriptions)
+        assert [mark.code for mark in taken.marks() if type(mark) is Disconnected] == [code]
 
 
 async def test_where_nothing_listens_it_is_tried_again_until_something_does():
@@ -762,6 +818,48 @@ async def test_deltas_between_unsubscribe_and_the_new_partial_are_dropped(autoju
         assert connection.stats.resyncs == 1
 
 
+@pytest.mark.parametrize(
+    "bad",
+    [
+        "no JSON",
+        "[1]",
+        '{"table":"orderBookL2","action":"upsert","data":[]}',
+        '{"table":"orderBookL2","action":"update"}',
+    ],
+)
+async def test_one_bad_message_costs_a_resync_and_not_the_program(bad, autojump_clock, caplog):
+    exchange = ScriptedExchange()
+    await book_server(exchange)
+    topic, tables, merger = "orderBookL2:XBTUSD", TableApplier(), OrderBookMerger()
+    async with in_memory_steady(exchange, subscribe=[topic]) as connection, running(
+        connection, Decoder(), tables, merger
+    ) as updates:
+        await eventually(lambda: updates)
+        answer, exchange.answer = exchange.answer, unanswered
+        await exchange.send(bad)
+        await trio.sleep(0.1)
+        assert merger.books["XBTUSD"].stale and list(tables.stale) == [topic]
+        assert [update.stale for update in updates] == [False, True], "in stream order, once"
+        exchange.answer = answer
+        await answer(exchange.clients[0], {"op": "unsubscribe", "args": [topic]})
+        await answer(exchange.clients[0], {"op": "subscribe", "args": [topic]})
+        await eventually(lambda: not merger.books["XBTUSD"].stale)
+        assert [update.stale for update in updates] == [False, True, False] and not tables.stale
+        assert updates[-1].changes is None and updates[-1].best_bid == (5.0, 1)
+        assert connection.stats.resyncs == 1 and connection.stats.reconnects == 0
+    assert "cannot be decoded" in caplog.text
+
+
+async def test_who_prefers_it_gets_one_bad_message_as_an_error(autojump_clock):
+    exchange = ScriptedExchange()
+    async with in_memory_steady(exchange, subscribe=["trade"]) as connection:
+        with pytest.raises(DecodeError):
+            async with running(connection, Decoder(on_error="raise")):
+                await eventually(lambda: connection.subscriptions)
+                await exchange.send("no JSON")
+                await trio.sleep_forever()
+
+
 async def test_a_partial_that_does_not_come_is_asked_for_anew(autojump_clock, caplog):
     exchange = ScriptedExchange()
     exchange.partials["trade"] = {"info": "no partial"}
@@ -955,9 +1053,11 @@ async def test_watchers_hear_of_each_loss_once(autojump_clock):
 # --- leaving
 
 
+@pytest.mark.parametrize("transport", ["default", "fast"])
 @pytest.mark.parametrize("passes", range(0, 60, 3))
-async def test_cancelling_at_any_await_leaves_nothing_behind_and_never_half_a_frame(passes):
+async def test_cancelling_at_any_await_leaves_nothing_behind_and_never_half_a_frame(passes, transport):
     frames, sockets = [], open_sockets()
+    tasks = trio.lowlevel.current_statistics().tasks_living
 
     async def handle(request):
         ws = await request.accept()
@@ -969,7 +1069,7 @@ async def test_cancelling_at_any_await_leaves_nothing_behind_and_never_half_a_fr
             frames.append(closed.reason.code)
 
     async with serve_websocket(handle) as url:
-        connection = Connection(url, subscribe=["trade"], dead_mans_switch=True, **SIGNED_IN)
+        connection = Connection(url, transport=transport, subscribe=["trade"], dead_mans_switch=True, **SIGNED_IN)
         with trio.CancelScope() as scope:
             async with Pipeline.create(connection, Decoder()) as pipeline, trio.open_nursery() as nursery:
                 pipeline.start()
@@ -979,8 +1079,25 @@ async def test_cancelling_at_any_await_leaves_nothing_behind_and_never_half_a_fr
                 scope.cancel()
         await trio.sleep(0.05)
     assert not [code for code in frames if type(code) is int and code != 1000], "no frame was cut"
-    await trio.sleep(0.05)
-    assert open_sockets() == sockets
+    await eventually(lambda: open_sockets() == sockets and trio.lowlevel.current_statistics().tasks_living == tasks)
+
+
+@pytest.mark.parametrize("moment", [0.0, 0.5, 1.0, 1.5, 2.5, 4.9, 5.0, 5.1, 9.0])
+async def test_cancelling_at_any_moment_of_a_reconnect_ends_at_once(moment, autojump_clock):
+    exchange = ScriptedExchange()
+    tasks = trio.lowlevel.current_statistics().tasks_living
+    async with in_memory_steady(exchange, subscribe=["trade", "order"], **SIGNED_IN) as connection:
+        with trio.CancelScope() as scope:
+            async with running(connection), trio.open_nursery() as nursery:
+                await eventually(lambda: len(connection.subscriptions) == 2)
+                connection._transport.failures.append(ConnectionFailed("not yet"))
+                await connection._transport.drop()
+                nursery.start_soon(connection.subscribe, "quote")
+                nursery.start_soon(connection.authenticate, "anotherKey-1234567", "anotherSecret-1234567")
+                scope.deadline = began = trio.current_time() + moment
+                await trio.sleep_forever()
+        assert trio.current_time() - began <= 2 and not connection.connected
+    assert trio.lowlevel.current_statistics().tasks_living == tasks
 
 
 async def test_leaving_while_it_waits_for_the_next_attempt_ends_at_once(autojump_clock):

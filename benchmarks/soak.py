@@ -41,7 +41,7 @@ import sys
 import time
 import weakref
 from collections import Counter, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
@@ -52,7 +52,7 @@ import trio
 import trio.testing
 
 from benchmarks.judge import CLOSED, Judge, Sleeper, Truth, Wrong
-from benchmarks.strikes import BUFFER, CHANGING, ENDINGS, KEPT, KINDS, LARGE, SYMBOLS, TAKES_LONG, Ends, Strikes
+from benchmarks.strikes import BUFFER, CHANGING, COSTLY, ENDINGS, KEPT, KINDS, LARGE, SYMBOLS, TAKES_LONG, Ends, Strikes
 from benchmarks.witness import Attempts, witnessed
 from bitmex_streams import (
     BookUpdate,
@@ -348,7 +348,7 @@ class Soak(Strikes):
         faulthandler.dump_traceback_later(HANGS, exit=True)
         self.number += 1
         rng = self.rng = random.Random(f"{self.seed}:{self.number}")  # the same fault, however those before went
-        self.kind = rng.choice(self.kinds)
+        self.kind = rng.choices(self.kinds, [1 if kind in COSTLY else 3 for kind in self.kinds])[0]
         await trio.sleep(rng.random() * (0.02 if self.sockets else 0.5))
         for _ in range(rng.randint(0, 3)):
             self.trade()
@@ -396,7 +396,7 @@ class Soak(Strikes):
             while True:
                 await trio.sleep(pause)
                 self.look()
-                if not (differences := self.differences()):
+                if (difference := next(self.differences(), None)) is None:
                     break
                 for topic in self.judge.wanted:
                     if self.judge.told[topic].blind is not None:
@@ -408,8 +408,8 @@ class Soak(Strikes):
                 await trio.sleep(0.01 if self.sockets else 0.2)
                 exchange.speed = 0
                 pause = min(0.02 if self.sockets else 10, 2 * pause)
-        if differences:
-            raise Wrong("it does not heal:\n" + "\n".join(differences)[:4000])
+        if difference is not None:
+            raise Wrong("it does not heal:\n" + "\n".join([difference, *self.differences()])[:4000])
         for truth in self.truths.values():
             truth.forget()
         for told in self.judge.told.values():
@@ -424,54 +424,53 @@ class Soak(Strikes):
         """The fills of the account, by execID; the last ones."""
         return [row["execID"] for row in self.account.executions[-2000:] if row["execType"] == "Trade"]
 
-    def differences(self) -> list[str]:
+    def differences(self) -> Iterator[str]:
         """What is not as the exchange has it, while that stands still."""
-        exchange, judge, found = self.exchange, self.judge, []
+        exchange, judge = self.exchange, self.judge
         wanted = judge.wanted
         for topic, told in judge.told.items():
             if not told.wanted:
                 if not told.stale or (topic not in self.tables.stale and told.known):
-                    found.append(f"{topic} is not wanted, and not stale")
+                    yield f"{topic} is not wanted, and not stale"
             elif told.stale or told.blind is not None:
-                found.append(f"{topic} is {'stale' if told.stale else 'blind'}")
+                yield f"{topic} is {'stale' if told.stale else 'blind'}"
             elif told.mirror.rows.keys() != told.truth.mirror.rows.keys() or told.truth.last not in told.at:
-                found.append(f"{topic}: message {told.truth.last} is the last, and {sorted(told.at)[-3:]} was told")
+                yield f"{topic}: message {told.truth.last} is the last, and {sorted(told.at)[-3:]} was told"
         if stale := [topic for topic in self.tables.stale if topic in wanted]:
-            found.append(f"tables are stale: {stale}")
+            yield f"tables are stale: {stale}"
         for symbol in SYMBOLS:
             true, book = exchange.markets[symbol].book, self.books.books.get(symbol)
             if f"orderBookL2:{symbol}" not in wanted:
                 if book is not None and not book.stale:
-                    found.append(f"the book of {symbol} is not wanted, and not stale")
+                    yield f"the book of {symbol} is not wanted, and not stale"
             elif book is None or book.stale or book.bids[:] != true.bids or book.asks[:] != true.asks:
-                found.append(f"the book of {symbol} is {'stale' if book is not None and book.stale else 'not right'}")
+                yield f"the book of {symbol} is {'stale' if book is not None and book.stale else 'not right'}"
             elif top_of(judge.latest.get(symbol)) != top_of(judge.last[symbol]):
-                found.append(f"the `latest` tap of {symbol} has not come to the end")
+                yield f"the `latest` tap of {symbol} has not come to the end"
         if judge.latest_marks != judge.marks:
-            found.append(f"of {judge.marks} marks of books, the `latest` tap has had {judge.latest_marks}")
+            yield f"of {judge.marks} marks of books, the `latest` tap has had {judge.latest_marks}"
         if judge.out:
-            found.append(f"{len(judge.out)} items were not taken from the `block` tap")
+            yield f"{len(judge.out)} items were not taken from the `block` tap"
         data = self.tables.storage.data
         theirs = {row["symbol"]: row for row in exchange.tables.rows("instrument", None)}
         if "instrument" in wanted and {key[0]: row for key, row in data["instrument"].items()} != theirs:
-            found.append("the table instrument is not right")
+            yield "the table instrument is not right"
         if {row["symbol"]: row for row in data["position"].values()} != self.account.positions:
-            found.append("the table position is not right")
+            yield "the table position is not right"
         orders = self.account.orders
         if {row["orderID"]: row for row in data["order"].values() if row["ordStatus"] not in CLOSED} != orders:
-            found.append("the table order is not right")
+            yield "the table order is not right"
         if {id: order.row for id, order in self.orders.open.items() if not order.stale} != orders:
-            found.append("the open orders are not right")
+            yield "the open orders are not right"
         there = {topic for topic in TOPICS if exchange.topics.get(topic) != 1}  # by whoever knows the truth, at least
         if not self.connection.subscriptions == set(wanted) == there:
             here = sorted(self.connection.subscriptions)
-            found.append(f"subscribed are {here} here, {exchange.topics} there, and wanted {wanted}")
+            yield f"subscribed are {here} here, {exchange.topics} there, and wanted {wanted}"
         stats = self.connection.stats
         said, came = (stats.connections, stats.messages), (judge.connections, judge.messages)
         if said != came and not self.unread:
-            found.append(f"the connection says that it had {said} connections and messages, and there came {came}")
-        found += self.fill_differences()
-        return found
+            yield f"the connection says that it had {said} connections and messages, and there came {came}"
+        yield from self.fill_differences()
 
     def fill_differences(self) -> list[str]:
         if self.known is None:  # the pipeline has only just begun: what was before is history to it

@@ -417,5 +417,6 @@ KINDS = (
     "slow_handshake", "garbage", "unknown", "contradiction", "big_message", "skip", "duplicate", "delay_partial",
     "lost_partial", "changes", "sleepy_consumer", "blocked",
 )  # fmt: skip
+COSTLY = frozenset({"blocked", "lost_partial"})  # much passes meanwhile, so they are a third as frequent as others
 TAKES_LONG = frozenset({"lost_partial"})  # half a minute, which is too long where time is real
 ENDINGS = ("leave", "refused_key", "forbidden", "too_large", "wrong_certificate")

@@ -1,18 +1,27 @@
 """Faults of every kind at random, one after the other, against live pipelines: `python -m benchmarks.soak`.
 
 An embedded exchange trades, with an account on it; a pipeline follows all of it, while the exchange's ``faults`` strike
-at its connection. Who is at the exchange itself knows the truth: each message that was published, and the state that it
-made. So each item that the pipeline hands out is judged on the way:
+at its connection, and topics are subscribed and given up. Who is at the exchange itself knows the truth (`judge`): each
+message that was published, and the state that it made; and who is at the socket (`witness`) knows what has arrived,
+and when. So each item that the pipeline hands out is judged on the way:
 
+* what arrived is handed out once, in the order of its arrival, over all topics, up to the loss of the connection; and
+  so it comes out of the decoder and of the applier;
 * each delta of each topic has to be the very message that follows the one before (nothing lost, doubled or out of
   order), and what it makes of the tables and books what the exchange had then; only where a delta was skipped or
   repeated, which nobody can see, not before the next partial;
 * from a loss to the next partial nothing may come but marks, and live objects are stale as soon as the connection is
   lost;
-* each fill comes once.
+* each fill comes once;
+* a consumer that sleeps finds what the policy of its tap promises.
 
-After the faults, tables, books, orders and fills have to be the exchange's own again, in bounded time. At the end of
-each round (of `ROUND` faults; the two transports take turns) the pipeline is left, and no task, socket or object of it
+And so is what the client does, and when: it gives up a server that is silent after the heartbeat and as much again,
+and none that answers; it tries again no sooner than its `Reconnect` and the server's ``Retry-After`` allow, and no
+later; it asks anew for a partial that does not come.
+
+After the faults, subscriptions have to be those that are wanted, and tables, books, orders and fills the exchange's own
+again, in bounded time. At the end of each round (of `ROUND` faults; the two transports take turns, and every third is
+over TLS) the pipeline is left, or a fault ends it that no trying again can mend; and no task, socket or object of it
 may remain.
 
 By default all goes over in-memory streams on a test clock, so that waits cost nothing; with ``--sockets`` over real
@@ -22,425 +31,102 @@ ones, in real time. The first thing that is wrong ends it with exit status 1, an
 from __future__ import annotations
 
 import argparse
+import ctypes
 import faulthandler
 import gc
 import logging
 import random
 import resource
+import ssl
 import sys
 import time
 import weakref
-from collections import Counter
-from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from collections import Counter, deque
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from importlib import import_module
 from pathlib import Path
 from typing import Any
 
-import msgspec
 import trio
 import trio.testing
 
+from benchmarks.judge import CLOSED, Judge, Sleeper, Truth, Wrong
+from benchmarks.strikes import BUFFER, CHANGING, COSTLY, ENDINGS, KEPT, KINDS, LARGE, SYMBOLS, TAKES_LONG, Ends, Strikes
+from benchmarks.witness import Attempts, witnessed
 from bitmex_streams import (
     BookUpdate,
-    Connected,
     Connection,
     Decoder,
-    Disconnected,
-    Fill,
     Fills,
-    FillsMissing,
     OrderBookMerger,
     Orders,
     Pipeline,
     Reconnect,
-    StateLost,
     TableApplier,
-    TableUpdate,
 )
-from bitmex_streams.exchange import OrderRefused, open_exchange
-from bitmex_streams.operator import Operator
+from bitmex_streams.exchange import open_exchange
 from bitmex_streams.transport import TRANSPORTS
 
-SYMBOLS = ("XBTUSD", "ETHUSD")
-PRIVATE = ("order", "execution", "position")
-TOPICS = ("orderBookL2:XBTUSD", "orderBookL2:ETHUSD", "trade", "quote:XBTUSD", "instrument", *PRIVATE)
-KEYS = {
-    "orderBookL2": ("symbol", "id", "side"), "instrument": ("symbol",), "order": ("orderID",),
-    "position": ("account", "symbol"),
-    "trade": ("symbol",), "quote": ("symbol",), "execution": ("symbol",),  # that only grow: by their last rows
-}  # fmt: skip
-CLOSED = frozenset({"Filled", "Canceled", "Rejected", "Expired"})
+PRIVATE = ("order", "execution", "position", "margin")
+TOPICS = (*KEPT, *CHANGING)
 ROUND = 50
 HANGS = 120  # real seconds in which a fault must be over
 LEAK = 64 * 2**20  # bytes by which the process may grow after its first quarter
-
-Row = dict[str, Any]
-
-
-class Wrong(Exception):
-    """What the pipeline gave is not what the exchange had."""
+DOZED = 50  # items that are kept for a consumer that sleeps
 
 
-# --- the truth, and what is told of it --------------------------------------------------------------------------------
+class Certificates:
+    """Those of a server on loopback, and what its clients trust. ImportError without trustme."""
+
+    def __init__(self) -> None:
+        trustme = import_module("trustme")
+        authority, stranger = trustme.CA(), trustme.CA()
+        self.client = ssl.create_default_context()
+        authority.configure_trust(self.client)
+        self._right = authority.issue_cert("127.0.0.1")
+        self._wrong = [authority.issue_cert("other.host"), stranger.issue_cert("127.0.0.1")]
+        self.be_right()
+
+    def be_right(self) -> None:
+        self.server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        self._right.configure_cert(self.server)
+
+    def be_wrong(self, rng: random.Random) -> None:
+        """From here on new clients see a certificate for another host, or of an authority that they do not know."""
+        self.server = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        rng.choice(self._wrong).configure_cert(self.server)
 
 
-class Mirror:
-    """The state of a topic, row by row, with a digest that follows each change at small cost."""
+class Soak(Strikes):
+    """``faults`` faults, drawn from ``seed``. ``kinds``: only those; default: all."""
 
-    def __init__(self, topic: str) -> None:
-        self.topic = topic
-        self.table, _, self.symbol = topic.partition(":")
-        self.rows: dict[tuple[Any, ...], Row] = {}
-        self.digest = 0
-
-    def load(self, rows: Iterable[Row]) -> None:
-        self.rows, self.digest = {}, 0
-        self.apply("insert", rows)
-
-    def apply(self, action: str, rows: Iterable[Row]) -> None:
-        for row in rows:
-            key = tuple(row[column] for column in KEYS[self.table])
-            before = self.rows.pop(key, None)
-            if before is not None:
-                self.digest -= self._hash(before)
-            if action == "delete" or row.get("ordStatus") in CLOSED:
-                continue
-            now = self.rows[key] = {**before, **row} if before is not None and action == "update" else dict(row)
-            self.digest += self._hash(now)
-
-    def _hash(self, row: Row) -> int:
-        if self.table == "orderBookL2":  # a partial dates its rows anew
-            return hash((row["symbol"], row["side"], row["price"], row["size"]))
-        return digest_of([row])
-
-    def book(self, symbol: str, side: str) -> list[tuple[float, int]]:
-        """A side of a book, best first."""
-        levels = [(row["price"], row["size"]) for key, row in self.rows.items() if key[0] == symbol and key[2] == side]
-        return sorted(levels, reverse=side == "Buy")
-
-
-def digest_of(rows: Iterable[Row]) -> int:
-    return hash(tuple(frozenset((name, _hashable(value)) for name, value in row.items()) for row in rows))
-
-
-def _hashable(value: Any) -> Any:
-    return value if value.__hash__ is not None else repr(value)
-
-
-class Truth:
-    """All that the exchange published of a topic: the state after each message, and what was in it."""
-
-    def __init__(self, topic: str, partial: str) -> None:
-        self.mirror = Mirror(topic)
-        self.mirror.load(msgspec.json.decode(partial)["data"])
-        self.forget()
-
-    def forget(self) -> None:
-        """Everything up to now is known to be delivered."""
-        self.history = [(self.mirror.digest, 0)]
-        self.found = {self.mirror.digest: [0]}
-
-    def send(self, message: str) -> None:
-        """As a subscriber of the exchange's feed: ahead of all clients."""
-        decoded = msgspec.json.decode(message)
-        self.mirror.apply(decoded["action"], decoded["data"])
-        self.found.setdefault(self.mirror.digest, []).append(len(self.history))
-        self.history.append((self.mirror.digest, digest_of(decoded["data"])))
-
-    @property
-    def last(self) -> int:
-        return len(self.history) - 1
-
-
-class Told:
-    """What the pipeline told of a topic. ``at``: the messages of the history that may be the last one told (a state can
-    come again). ``blind``: since which message it may be wrong unnoticed, until a later partial; None: it may not.
-    """
-
-    def __init__(self, truth: Truth) -> None:
-        self.truth = truth
-        self.mirror = Mirror(truth.mirror.topic)
-        self.stale = True
-        self.at: set[int] = set()
-        self.blind: float | None = None
-
-    def take(self, update: TableUpdate) -> str | None:
-        """Judge an update; what is wrong with it."""
-        if update.action == "stale":
-            self.stale = True
-            return None
-        truth, mirror = self.truth, self.mirror
-        if update.action == "partial":
-            mirror.load(update.rows)
-            earliest = min(self.at, default=0)
-            self.stale, self.at = False, {at for at in truth.found.get(mirror.digest, ()) if at >= earliest}
-            if self.blind is not None and self.at and max(self.at) >= self.blind:
-                self.blind = None
-            return None if self.at or self.blind is not None else "a partial that the exchange never was at"
-        if self.stale:
-            return f"an {update.action} unmarked, from a loss to the next partial: {update.delta}"
-        mirror.apply(update.action, update.delta)
-        if self.blind is not None:
-            return None
-        now = mirror.digest, digest_of(update.delta)
-        at = {at + 1 for at in self.at if at < truth.last and truth.history[at + 1] == now}
-        if not at:
-            return f"after message {sorted(self.at)} of {truth.last} comes another than the next: {update.delta}"
-        self.at = at
-        return None
-
-
-class Judge:
-    """Watches over one pipeline. `before`, `tables` and `end` are its eyes in it: behind the decoder, behind the
-    applier, and at the end.
-    """
-
-    def __init__(self, truths: Mapping[str, Truth]) -> None:
-        self.wrong: list[str] = []
-        self.told = {topic: Told(truth) for topic, truth in truths.items()}
-        self.before, self.tables, self.end = Eye(self._before), Eye(self._tables), Eye(self._end)
-        self.out: list[Any] = []  # what the end has put out, until the consumer has taken it
-        self.last: dict[str, BookUpdate] = {}
-        self.marks = self.latest_marks = 0
-        self.latest: dict[str, BookUpdate] = {}
-        self.fills: list[Fill] = []
-        self.fills_seen: set[str] = set()
-        self.marks_of_fills = 0
-        self._due: set[str] = set()  # topics whose mark has to come next
-        self._books: dict[str, dict[tuple[str, float], int]] = {}
-
-    def say(self, what: str) -> None:
-        if len(self.wrong) < 10:
-            self.wrong.append(what[:2000])
-
-    def topic_of(self, table: str, rows: Sequence[Row], filter: Mapping[str, Any] | None) -> Told | None:
-        symbol = rows[0].get("symbol") if rows else (filter or {}).get("symbol")
-        return self.told.get(f"{table}:{symbol}") or self.told.get(table)
-
-    def _before(self, item: Any) -> None:
-        if type(item) is Disconnected or type(item) is Connected or (type(item) is StateLost and item.topic is None):
-            self._due.update(topic for topic, told in self.told.items() if not told.stale)
-
-    def _tables(self, item: Any) -> None:
-        if type(item) is not TableUpdate:
-            return
-        told = self.topic_of(item.table, item.rows, item.filter)
-        if told is None:
-            if item.action != "stale":
-                self.say(f"a {item.action} of {item.table}, which nobody subscribed to")
-            return
-        topic = told.mirror.topic
-        if item.action == "stale":
-            self._due.discard(topic)
-        elif self._due:
-            self.say(f"state was lost, and before the marks of {sorted(self._due)} a {item.action} of {topic} comes")
-        if wrong := told.take(item):
-            self.say(f"{topic}: {wrong}")
-
-    def _end(self, item: Any) -> None:
-        self.out.append(item)
-        if type(item) is BookUpdate:
-            self._book(item)
-        elif type(item) is Fill:
-            if item.exec_id in self.fills_seen:
-                self.say(f"the fill {item.exec_id} comes twice")
-            self.fills_seen.add(item.exec_id)
-            self.fills.append(item)
-        elif type(item) is FillsMissing:
-            self.marks_of_fills += 1
-
-    def _book(self, update: BookUpdate) -> None:
-        symbol, told = update.symbol, self.told[f"orderBookL2:{update.symbol}"]
-        self.last[symbol] = update
-        if update.stale:
-            self.marks += 1
-            return
-        if told.stale:
-            self.say(f"{symbol}: a BookUpdate unmarked, from a loss to the next partial: {update}")
-            return
-        bids, asks = told.mirror.book(symbol, "Buy"), told.mirror.book(symbol, "Sell")
-        if update.changes is None:
-            book = self._books[symbol] = {("Buy", p): s for p, s in bids} | {("Sell", p): s for p, s in asks}
-        else:
-            book = self._books[symbol]
-            for side, price, size in update.changes:
-                book[side, price] = size
-                if not size:
-                    del book[side, price]
-        top = bids[0] if bids else None, asks[0] if asks else None
-        if (update.best_bid, update.best_ask) != top:
-            self.say(f"{symbol}: the top is {update.best_bid}, {update.best_ask}; it should be {top}")
-        if update.book.bids[:] != bids or update.book.asks[:] != asks:
-            self.say(f"{symbol}: the live book is not what the table has")
-        if len(book) != len(bids) + len(asks) or any(book.get(("Buy", price)) != size for price, size in bids):
-            self.say(f"{symbol}: the changes do not make the book that the table has")
-
-
-class Eye(Operator):
-    """Shows each item to ``look``, and passes it on."""
-
-    def __init__(self, look: Callable[[Any], None]) -> None:
-        self._look = look
-
-    def process(self, item: Any) -> Iterable[Any]:
-        self._look(item)
-        return (item,)
-
-
-# --- the faults -------------------------------------------------------------------------------------------------------
-
-GARBAGE: tuple[str | bytes, ...] = (
-    "{garbage", "", "null", "[]", "42", b"\xff\xfe", b"{", '{"table":7,"action":"insert","data":[]}',
-    '{"table":"trade","action":"insert","data":{}}', '{"table":"orderBookL2","action":"insert","data":[1]}',
-    '{"table":"orderBookL2","action":"partial","data":[{}]}', "[" * 5000,
-)  # fmt: skip
-UNKNOWN = (
-    '{"table":"nobodyKnows","action":"insert","data":[{"symbol":"XBTUSD"}]}',
-    '{"table":"nobodyKnows","action":"update","data":[{"id":1}]}',
-    '{"table":"orderBookL2","action":"upsert","data":[]}', '{"table":"trade","action":"","data":[]}',
-    '{"what":"is this"}', '{"error":"Something is wrong with us","status":500}',
-)  # fmt: skip
-CLOSE_CODES = (0, *range(1000, 1004), *range(1005, 1016), 3000, 4000, None)
-CONTRADICTIONS = (
-    '{"table":"orderBookL2","action":"update","data":[{"symbol":"XBTUSD","id":7,"side":"Buy","size":1,"price":1}]}',
-    '{"table":"orderBookL2","action":"delete","data":[{"symbol":"ETHUSD","id":7,"side":"Sell"}]}',
-    '{"table":"instrument","action":"update","data":[{"symbol":"NOSUCH","lastPrice":1}]}',
-    '{"table":"order","action":"update","data":[{"orderID":"none","clOrdID":"","account":1,"symbol":"XBTUSD"}]}',
-)
-
-
-class Soak:
-    """``faults`` faults, drawn from ``seed``."""
-
-    def __init__(self, seed: int, faults: int, sockets: bool, transports: Sequence[str], say: Callable[..., None]):
+    def __init__(
+        self,
+        seed: int,
+        faults: int,
+        sockets: bool,
+        transports: Sequence[str],
+        say: Callable[..., None],
+        kinds: Sequence[str] = (),
+    ) -> None:
         self.seed, self.faults, self.sockets, self.transports, self.say = seed, faults, sockets, transports, say
         self.rng = random.Random(seed)
-        self.struck: Counter[str] = Counter()
+        self.kinds = [kind for kind in KINDS if kind in kinds or not kinds]
+        self.kinds = [kind for kind in self.kinds if not (sockets and kind in TAKES_LONG)] or ["drop"]
+        self.endings = [kind for kind in ENDINGS if kind in kinds or not kinds] or ["leave"]
+        self.struck, self.asked = Counter(), Counter()
         self.reconnects = self.resyncs = self.items = 0
         self.number = 0
         self.kind = ""
-        self.awake = trio.Event()  # whether the consumer is
-        self.awake.set()
-        self.known: set[str] | None = None  # the fills that are known to be told
-        self.heartbeat = 0.1 if sockets else 2.0
-        self.kinds: dict[str, Callable[[], Awaitable[None]]] = {
-            name: getattr(self, name)
-            for name in (
-                "drop", "cut_frame", "close", "stall", "refuse", "slow_handshake", "garbage", "unknown",
-                "contradiction", "bad_frame", "big_message", "skip", "duplicate", "delay_partial",
-                "sleepy_consumer",
-            )
-        }  # fmt: skip
-
-    # what is done
-
-    async def drop(self) -> None:
-        self.exchange.faults.drop(reset=self.rng.random() < 0.5)
-
-    async def cut_frame(self) -> None:
-        self.exchange.faults.cut_frame()
-
-    async def close(self) -> None:
-        self.exchange.faults.close(self.rng.choice(CLOSE_CODES))
-
-    async def stall(self) -> None:
-        self.exchange.faults.stall()
-        await trio.sleep(self.rng.uniform(0.1, 2.5) * self.heartbeat)
-        self.look()
-        self.exchange.faults.resume()
-
-    async def refuse(self) -> None:
-        self.exchange.faults.refuse(
-            self.rng.choice([429, 500, 502, 503, 504]),
-            times=self.rng.randint(1, 3),
-            retry_after=self.rng.choice([None, 0, 0.1]),
-            body=self.rng.choice([None, b"", b"<html>no</html>", b'{"error":{"message":"busy","name":"HTTPError"}}']),
-        )
-        self.exchange.faults.drop()
-
-    async def slow_handshake(self) -> None:
-        self.exchange.faults.slow_handshake(self.rng.uniform(0, 1.5) * self.connection.connect_timeout)
-        self.exchange.faults.drop()
-
-    async def garbage(self) -> None:
-        self.exchange.faults.send(self.rng.choice(GARBAGE))
-
-    async def unknown(self) -> None:
-        self.exchange.faults.send(self.rng.choice(UNKNOWN))
-
-    async def contradiction(self) -> None:
-        self.exchange.faults.send(self.rng.choice(CONTRADICTIONS))
-
-    async def bad_frame(self) -> None:
-        if self.rng.random() < 0.3:
-            self.exchange.faults.send_raw(self.rng.randbytes(self.rng.randint(1, 20)))
-        else:  # no UTF-8; a control frame that is none; opcodes that there are not
-            self.exchange.faults.send_frame(b"\xff\xfe", opcode=self.rng.choice([1, 1, 1, 3, 8, 9, 10, 11]))
-
-    async def big_message(self) -> None:
-        self.exchange.faults.big_message(self.rng.randint(100, 500_000))
-
-    async def skip(self) -> None:
-        await self._miscount("skip")
-
-    async def duplicate(self) -> None:
-        await self._miscount("duplicate")
-
-    async def _miscount(self, name: str) -> None:
-        """Nobody can see it, so it is known to be blind from before it strikes to a partial of after that."""
-        faults, topic = self.exchange.faults, self.rng.choice(TOPICS)
-        told, before = self.judge.told[topic], faults.counts[name]
-        was, told.blind = told.blind, float("inf")
-        getattr(faults, name)(topic, self.rng.randint(1, 3))
-        for _ in range(20):
-            self.trade()
-            await trio.sleep(0.01 if self.sockets else 0.2)
-            if faults.counts[name] > before:
-                break
-        faults.miscounts.clear()
-        struck = faults.counts[name] > before
-        told.blind = told.truth.last if struck else was
-        if struck and self.rng.random() < 0.7:
-            self.connection.resync(topic)
-
-    async def delay_partial(self) -> None:
-        faults, topic = self.exchange.faults, self.rng.choice(TOPICS)
-        faults.delay_partial(
-            self.rng.uniform(0, 1), topic=self.rng.choice([None, topic]), times=self.rng.randint(1, 4),
-            deltas_first=self.rng.random() < 0.5,
-        )  # fmt: skip
-        if self.rng.random() < 0.5:
-            faults.drop()
-        else:
-            self.connection.resync(topic)
-
-    async def sleepy_consumer(self) -> None:
-        """The connection is lost while nobody takes the marks of it: live objects have to know."""
         self.awake = trio.Event()
-        await trio.sleep(self.rng.uniform(0.5, 1) * (0.2 if self.sockets else 2))
-        self.trade()
-        self.exchange.faults.drop()
-        for _ in range(5):
-            await trio.sleep(0.001)
-            self.look()
-        self.awake.set()
-
-    def trade(self) -> None:
-        """The account does something."""
-        rng, account = self.rng, self.account
-        with suppress(OrderRefused):
-            if account.orders and rng.random() < 0.4:
-                account.cancel(rng.choice(list(account.orders)))
-            else:
-                symbol = rng.choice(SYMBOLS)
-                market = self.exchange.markets[symbol]
-                book, lot = market.book, market.instrument.lot_size
-                long = account.positions.get(symbol, {}).get("currentQty", 0) > 0
-                side = "Sell" if rng.random() < (0.7 if long else 0.3) else "Buy"
-                prices = [level.price for level in (book.bids if side == "Buy" else book.asks)[:5]]
-                account.submit(symbol, side, lot * rng.randint(1, 5), rng.choice([None, None, *prices]))
+        self.rubbish = deque()
+        self.known: set[str] | None = None  # the fills that are known to be told
+        self.heartbeat, self.slack, self.max_lag = (0.1, 5.0, 0.3) if sockets else (5.0, 0.05, 10.0)
+        self.certificates = None
+        with suppress(ImportError):
+            self.certificates = Certificates()
 
     # how it goes
 
@@ -448,7 +134,10 @@ class Soak:
         """All rounds. Raises `Wrong`, or whatever the pipeline raises."""
         first: int | None = None
         rate = 100 if self.sockets else 20
-        async with open_exchange(symbols=SYMBOLS, seed=self.seed, rate=rate, levels=20) as exchange:
+        async with (
+            open_exchange(symbols=SYMBOLS, seed=self.seed, rate=rate, levels=20) as exchange,
+            trio.open_nursery() as listening,
+        ):
             self.exchange = exchange
             account = self.account = exchange.open_account({"XBt": 10**13, "USDt": 10**13})
             account.submit("XBTUSD", "Buy", 100)  # where no execution is known, none can tell that none is missing
@@ -459,6 +148,11 @@ class Soak:
                 tables = account.tables if private else exchange.tables
                 self.truths[topic] = Truth(topic, tables.partial(table, symbol or None))
                 (account.tables.feed if private else exchange.feed).add(self.truths[topic], table, symbol or None)
+            self.address = "127.0.0.1:1"
+            if self.sockets:
+                listeners = await trio.open_tcp_listeners(0, host="127.0.0.1")
+                self.address = f"127.0.0.1:{listeners[0].socket.getsockname()[1]}"
+                listening.start_soon(partial(trio.serve_listeners, self.serve, listeners))
             await trio.testing.wait_all_tasks_blocked()
             rounds = 0
             while self.number < self.faults:
@@ -473,13 +167,36 @@ class Soak:
             assert first is not None
             if resident() > first + LEAK:
                 raise Wrong(f"the process had {first:,} bytes, and has {resident():,}")
+            listening.cancel_scope.cancel()
+
+    async def serve(self, stream: trio.abc.Stream) -> None:
+        """One client: the exchange, or what answers in its place."""
+        rubbish, in_clear = self.rubbish.popleft() if self.rubbish else (None, False)
+        if self.tls and not in_clear:
+            stream = trio.SSLStream(stream, self.certificates.server, server_side=True, https_compatible=True)
+        if rubbish is None:
+            await self.exchange.serve_stream(stream)
+            return
+        try:
+            await stream.receive_some()
+            await stream.send_all(rubbish)
+        except trio.BrokenResourceError:
+            pass
+        finally:
+            await trio.aclose_forcefully(stream)
 
     def transport(self, made: weakref.WeakSet[Any], nursery: trio.Nursery, name: str, url: str, **options: Any) -> Any:
-        """A transport, to the exchange by a socket or by a stream in memory."""
+        """A transport, to the exchange by a socket or by a stream in memory, and watched."""
+        transport: Any = TRANSPORTS[name](url, **options)
+
+        async def open_in_memory(host: str, port: int) -> trio.abc.Stream:
+            ours, theirs = trio.testing.memory_stream_pair()
+            nursery.start_soon(self.serve, theirs)
+            return ours
+
         if not self.sockets:
-            options["stream"], theirs = trio.testing.memory_stream_pair()
-            nursery.start_soon(self.exchange.serve_stream, theirs)
-        transport = TRANSPORTS[name](url, **options)
+            transport._open_tcp = open_in_memory
+        witnessed(transport, self.attempts, options["max_message_size"])
         made.add(transport)
         return transport
 
@@ -489,18 +206,32 @@ class Soak:
         made: weakref.WeakSet[Any] = weakref.WeakSet()
         key, secret = f"{index:024}", f"{index:048}"  # no signature is taken twice, and a secret makes 600 at a time
         exchange.accounts.keys.add(key, secret, self.account)
+        self.tls = self.certificates is not None and (index % 3 == 2 or self.endings == ["wrong_certificate"])
+        reconnect = Reconnect(
+            initial=0.01 if self.sockets else 0.1, maximum=0.03 if self.sockets else 2.0, stable=0.6 * self.heartbeat
+        )
+        self.judge = judge = Judge(self.truths, TOPICS[:-2])
+        self.attempts = judge.attempts = Attempts(reconnect, self.heartbeat, self.slack, judge.up, judge.say)
+        self.held_up, self.woke, self.unread = trio.Event(), 0.0, False
+        self.awake.set()
         async with trio.open_nursery() as servers:
             self.connection = Connection(
-                exchange.url, subscribe=TOPICS, api_key=key, api_secret=secret,
-                reconnect=Reconnect(initial=0.01, maximum=0.03 if self.sockets else 2.0, stable=self.heartbeat),
-                heartbeat=self.heartbeat, connect_timeout=0.4 if self.sockets else 3.0,
-                resync_every=5.0 if self.sockets else 150.0,
+                f"{'wss' if self.tls else 'ws'}://{self.address}/realtime", subscribe=judge.wanted,
+                api_key=key, api_secret=secret, reconnect=reconnect, heartbeat=self.heartbeat, max_lag=self.max_lag,
+                connect_timeout=0.4 if self.sockets else 3.0, buffer_size=BUFFER,
+                resync_every=None if index % 4 < 2 else 5.0 if self.sockets else 150.0,
+                max_message_size=LARGE if index % 7 == 0 else 1_000_000,
+                ssl_context=self.certificates.client if self.tls else None,
                 transport=partial(self.transport, made, servers, self.transports[index % len(self.transports)]),
             )  # fmt: skip
+            self.connection.watch(self.lost)
             await self.follow(made)
             servers.cancel_scope.deadline = trio.current_time() + 5
+        self.rubbish.clear()
+        if self.certificates is not None:
+            self.certificates.be_right()
         remains = weakref.ref(self.connection), weakref.ref(self.tables), weakref.ref(self.books)
-        del self.connection, self.tables, self.books, self.orders, self.judge
+        del self.connection, self.tables, self.books, self.orders, self.judge, self.attempts, judge
         with trio.move_on_after(5):
             while exchange.clients or living() > tasks or open_sockets() > sockets:  # noqa: ASYNC110
                 await trio.sleep(0.01)
@@ -513,85 +244,149 @@ class Soak:
                 f"{open_sockets() - sockets} sockets"
             )
 
+    def lost(self, source: str, reason: str) -> None:
+        """The connection says that state is lost, and why."""
+        if self.connection.connected:
+            self.held_up.set()
+            self.held_up = trio.Event()
+        else:
+            self.attempts.lost(reason)
+
     async def follow(self, made: weakref.WeakSet[Any]) -> None:
-        """Strike at a pipeline. ``made``: the transports of its connection that are still in memory."""
-        judge = self.judge = Judge(self.truths)
+        """Strike at a pipeline, and at last end it. ``made``: the transports of its connection that are in memory."""
+        judge = self.judge
         self.tables, self.books, self.orders = TableApplier(max_rows=1000), OrderBookMerger(), Orders()
         self.exchange.speed, self.known = 0, None
+        ends: Ends | None = None
         sections = (
-            self.connection, Decoder(), judge.before, self.tables, judge.tables, self.orders, Fills(), self.books,
-            judge.end,
+            self.connection, judge.raw, Decoder(), judge.before, self.tables, judge.tables, self.orders, Fills(),
+            self.books, judge.end,
         )  # fmt: skip
-        async with Pipeline.create(*sections) as pipeline:
-            # The one holds up the pipeline as soon as it is not read, the other never.
-            all_items, latest = pipeline.tap(max_buffer_size=1), pipeline.tap(overflow="latest")
-            async with all_items, latest, trio.open_nursery() as nursery:
-                nursery.start_soon(self.consume, all_items)
-                nursery.start_soon(self.glance, latest)
-                await self.heal()
-                for _ in range(min(ROUND, self.faults - self.number)):
-                    await self.strike()
-                await self.heal()
-                gc.collect()
-                if len(made) > 1:
-                    raise Wrong(f"of connections that are gone, {len(made) - 1} are still in memory")
-                self.reconnects += self.connection.stats.reconnects
-                self.resyncs += self.connection.stats.resyncs
-                nursery.cancel_scope.cancel()
+        try:
+            async with Pipeline.create(*sections) as pipeline:
+                # The one holds up the pipeline as soon as it is not read, the others never.
+                all_items, latest = pipeline.tap(max_buffer_size=1), pipeline.tap(overflow="latest")
+                judge.sleepers = [
+                    Sleeper("latest", pipeline.tap(overflow="latest"), BUFFER),
+                    *(
+                        Sleeper(policy, pipeline.tap(overflow=policy, max_buffer_size=DOZED), DOZED)
+                        for policy in ("drop_oldest", "drop_newest")
+                    ),
+                ]
+                async with all_items, latest, trio.open_nursery() as nursery:
+                    self.chores = nursery
+                    nursery.start_soon(self.consume, all_items)
+                    nursery.start_soon(self.glance, latest)
+                    await self.heal()
+                    for _ in range(min(ROUND - 1, self.faults - self.number - 1)):
+                        await self.strike()
+                    await self.heal()
+                    self.rouse()
+                    gc.collect()
+                    if len(made) > 1:
+                        raise Wrong(f"of connections that are gone, {len(made) - 1} are still in memory")
+                    self.reconnects += self.connection.stats.reconnects
+                    self.resyncs += self.connection.stats.resyncs
+                    self.choose_ending()
+                    # Where time is real, a line may be lost at any moment, and takes along what was just sent.
+                    for _ in range(3 if self.sockets and self.kind == "too_large" else 1):
+                        ends = getattr(self, self.kind)()
+                        if ends is not None:
+                            await trio.sleep(5 + self.slack)
+                    if ends is not None:
+                        raise Wrong("the pipeline goes on")
+                    nursery.cancel_scope.cancel()
+        except Exception as error:
+            if ends is None or isinstance(cause_of(error), Wrong):
+                raise
+            if not ends(cause_of(error)):
+                raise Wrong(f"the pipeline ends by {error!r}") from error
+        self.look()
+        if ends is not None and (judge.out or judge.stands or self.attempts.ups):
+            loss = " the loss of the connection was not told, and" if judge.stands or self.attempts.ups else ""
+            raise Wrong(f"before the end,{loss} {len(judge.out)} items were not taken from the `block` tap")
+
+    def choose_ending(self) -> None:
+        """The last fault: one that no trying again can mend; or none, and the pipeline is left."""
+        self.number += 1
+        rng = self.rng = random.Random(f"{self.seed}:{self.number}")
+        self.kind = rng.choice([one for one in self.endings if one != "wrong_certificate" or self.tls])
+        self.struck[self.kind] += 1
 
     async def consume(self, tap: Any) -> None:
         """Take all, and see that it is what the end has put out."""
         judge = self.judge
-        async for item in tap:
-            self.items += 1
-            await self.awake.wait()
-            if not judge.out or judge.out.pop(0) is not item:
-                judge.say(f"the tap hands out another item than the next: {item}")
-        judge.say("the stream has ended")
+        with suppress(trio.BrokenResourceError):  # the end, which is judged elsewhere
+            async for item in tap:
+                self.items += 1
+                await self.awake.wait()
+                if not judge.out or judge.out.pop(0) is not item:
+                    judge.say(f"the tap hands out another item than the next: {item}")
+            judge.say("the stream has ended")
 
     async def glance(self, tap: Any) -> None:
         """Take the latest, now and then."""
         judge, rng = self.judge, random.Random(self.seed)
-        async for item in tap:
-            if type(item) is BookUpdate:
-                before = judge.latest.get(item.symbol)
-                judge.latest_marks += item.stale
-                if before is not None and item.received < before.received:
-                    judge.say(f"the `latest` tap goes back: {before}, {item}")
-                judge.latest[item.symbol] = item
-            if rng.random() < 0.1:
-                await trio.sleep(rng.random() * 0.05)
+        with suppress(trio.BrokenResourceError):
+            async for item in tap:
+                if type(item) is BookUpdate:
+                    before = judge.latest.get(item.symbol)
+                    judge.latest_marks += item.stale
+                    if before is not None and item.received < before.received:
+                        judge.say(f"the `latest` tap goes back: {before}, {item}")
+                    judge.latest[item.symbol] = item
+                if rng.random() < 0.1:
+                    await trio.sleep(rng.random() * 0.05)
+
+    def rouse(self) -> None:
+        """Those who sleep look at what they have got."""
+        for sleeper in self.judge.sleepers:
+            if wrong := sleeper.wake():
+                raise Wrong(wrong)
 
     async def strike(self) -> None:
         """One fault; and unless it is to be followed by another at once, its end."""
         faulthandler.dump_traceback_later(HANGS, exit=True)
         self.number += 1
         rng = self.rng = random.Random(f"{self.seed}:{self.number}")  # the same fault, however those before went
-        self.kind = rng.choice(list(self.kinds))
+        self.kind = rng.choices(self.kinds, [1 if kind in COSTLY else 3 for kind in self.kinds])[0]
         await trio.sleep(rng.random() * (0.02 if self.sockets else 0.5))
         for _ in range(rng.randint(0, 3)):
             self.trade()
+        if rng.random() < 0.15:
+            self.change()
         self.struck[self.kind] += 1
-        await self.kinds[self.kind]()
+        await getattr(self, self.kind)()
         self.look()
+        if rng.random() < 0.3:
+            self.rouse()
         if rng.random() < 0.7:
             await self.heal()
-            if not self.sockets and rng.random() < 0.1:  # so that a new partial is asked for at once again
-                self.exchange.speed = 0
-                await trio.sleep(61)
-                self.exchange.speed = 1
+            if not self.sockets and rng.random() < 0.1:
+                await self.rest(61)
         faulthandler.cancel_dump_traceback_later()
+
+    async def rest(self, seconds: float) -> None:
+        """Nothing happens; for so long that a new partial is asked for at once again."""
+        self.exchange.speed = 0
+        await trio.sleep(seconds)
+        self.exchange.speed = 1
 
     def look(self) -> None:
         """What has to hold at any moment."""
+        if self.awake.is_set():
+            self.attempts.look(self.woke)
         if self.judge.wrong:
             raise Wrong("\n".join(self.judge.wrong))
-        if not self.connection.connected:
-            fresh = [topic for topic in TOPICS if topic not in self.tables.stale]
-            fresh += [f"the book of {symbol}" for symbol, book in self.books.books.items() if not book.stale]
-            fresh += [f"the order {id}" for id, order in self.orders.open.items() if not order.stale]
-            if fresh and self.tables.storage.tables:
-                raise Wrong(f"the connection is lost, and not stale: {fresh}")
+        if not self.connection.connected and self.tables.storage.tables and (fresh := self.fresh()):
+            raise Wrong(f"the connection is lost, and not stale: {fresh}")
+
+    def fresh(self) -> list[str]:
+        """What is said to be as the exchange has it."""
+        fresh = [topic for topic, told in self.judge.told.items() if told.known and topic not in self.tables.stale]
+        fresh += [f"the book of {symbol}" for symbol, book in self.books.books.items() if not book.stale]
+        fresh += [f"the order {id}" for id, order in self.orders.open.items() if not order.stale]
+        return fresh
 
     async def heal(self) -> None:
         """Wait until everything is as the exchange has it."""
@@ -602,10 +397,10 @@ class Soak:
             while True:
                 await trio.sleep(pause)
                 self.look()
-                if not (differences := self.differences()):
+                if (difference := next(self.differences(), None)) is None:
                     break
-                for topic, told in self.judge.told.items():
-                    if told.blind is not None:
+                for topic in self.judge.wanted:
+                    if self.judge.told[topic].blind is not None:
                         self.connection.resync(topic)
                 if self.sockets and trio.current_time() > began + patience:
                     exchange.faults.drop()  # asking anew is rationed, and this time is real
@@ -614,12 +409,14 @@ class Soak:
                 await trio.sleep(0.01 if self.sockets else 0.2)
                 exchange.speed = 0
                 pause = min(0.02 if self.sockets else 10, 2 * pause)
-        if differences:
-            raise Wrong("it does not heal:\n" + "\n".join(differences)[:4000])
+        if difference is not None:
+            raise Wrong("it does not heal:\n" + "\n".join([difference, *self.differences()])[:4000])
         for truth in self.truths.values():
             truth.forget()
         for told in self.judge.told.values():
             told.at = {0}
+            if told.blind is not None:  # as what is not wanted may be: until the next partial, whichever
+                told.blind = 0
         self.judge.fills.clear()
         self.known = set(self.executions())
         exchange.speed = 1
@@ -628,41 +425,53 @@ class Soak:
         """The fills of the account, by execID; the last ones."""
         return [row["execID"] for row in self.account.executions[-2000:] if row["execType"] == "Trade"]
 
-    def differences(self) -> list[str]:
+    def differences(self) -> Iterator[str]:
         """What is not as the exchange has it, while that stands still."""
-        exchange, judge, found = self.exchange, self.judge, []
+        exchange, judge = self.exchange, self.judge
+        wanted = judge.wanted
         for topic, told in judge.told.items():
-            if told.stale or told.blind is not None:
-                found.append(f"{topic} is {'stale' if told.stale else 'blind'}")
+            if not told.wanted:
+                if not told.stale or (topic not in self.tables.stale and told.known):
+                    yield f"{topic} is not wanted, and not stale"
+            elif told.stale or told.blind is not None:
+                yield f"{topic} is {'stale' if told.stale else 'blind'}"
             elif told.mirror.rows.keys() != told.truth.mirror.rows.keys() or told.truth.last not in told.at:
-                found.append(f"{topic}: message {told.truth.last} is the last, and {sorted(told.at)[-3:]} was told")
-        if stale := self.tables.stale:
-            found.append(f"tables are stale: {stale}")
+                yield f"{topic}: message {told.truth.last} is the last, and {sorted(told.at)[-3:]} was told"
+        if stale := [topic for topic in self.tables.stale if topic in wanted]:
+            yield f"tables are stale: {stale}"
         for symbol in SYMBOLS:
             true, book = exchange.markets[symbol].book, self.books.books.get(symbol)
-            if book is None or book.stale or book.bids[:] != true.bids or book.asks[:] != true.asks:
-                found.append(f"the book of {symbol} is {'stale' if book is not None and book.stale else 'not right'}")
+            if f"orderBookL2:{symbol}" not in wanted:
+                if book is not None and not book.stale:
+                    yield f"the book of {symbol} is not wanted, and not stale"
+            elif book is None or book.stale or book.bids[:] != true.bids or book.asks[:] != true.asks:
+                yield f"the book of {symbol} is {'stale' if book is not None and book.stale else 'not right'}"
             elif top_of(judge.latest.get(symbol)) != top_of(judge.last[symbol]):
-                found.append(f"the `latest` tap of {symbol} has not come to the end")
+                yield f"the `latest` tap of {symbol} has not come to the end"
         if judge.latest_marks != judge.marks:
-            found.append(f"of {judge.marks} marks of books, the `latest` tap has had {judge.latest_marks}")
+            yield f"of {judge.marks} marks of books, the `latest` tap has had {judge.latest_marks}"
         if judge.out:
-            found.append(f"{len(judge.out)} items were not taken from the `block` tap")
+            yield f"{len(judge.out)} items were not taken from the `block` tap"
         data = self.tables.storage.data
         theirs = {row["symbol"]: row for row in exchange.tables.rows("instrument", None)}
-        if {key[0]: row for key, row in data["instrument"].items()} != theirs:
-            found.append("the table instrument is not right")
+        if "instrument" in wanted and {key[0]: row for key, row in data["instrument"].items()} != theirs:
+            yield "the table instrument is not right"
         if {row["symbol"]: row for row in data["position"].values()} != self.account.positions:
-            found.append("the table position is not right")
+            yield "the table position is not right"
         orders = self.account.orders
         if {row["orderID"]: row for row in data["order"].values() if row["ordStatus"] not in CLOSED} != orders:
-            found.append("the table order is not right")
+            yield "the table order is not right"
         if {id: order.row for id, order in self.orders.open.items() if not order.stale} != orders:
-            found.append("the open orders are not right")
-        if self.connection.subscriptions != set(TOPICS) or any(exchange.topics.get(topic) != 2 for topic in TOPICS):
-            found.append(f"subscribed are {sorted(self.connection.subscriptions)} here, {exchange.topics} there")
-        found += self.fill_differences()
-        return found
+            yield "the open orders are not right"
+        there = {topic for topic in TOPICS if exchange.topics.get(topic) != 1}  # by whoever knows the truth, at least
+        if not self.connection.subscriptions == set(wanted) == there:
+            here = sorted(self.connection.subscriptions)
+            yield f"subscribed are {here} here, {exchange.topics} there, and wanted {wanted}"
+        stats = self.connection.stats
+        said, came = (stats.connections, stats.messages), (judge.connections, judge.messages)
+        if said != came and not self.unread:
+            yield f"the connection says that it had {said} connections and messages, and there came {came}"
+        yield from self.fill_differences()
 
     def fill_differences(self) -> list[str]:
         if self.known is None:  # the pipeline has only just begun: what was before is history to it
@@ -706,13 +515,25 @@ def open_sockets() -> int:
 
 
 def resident() -> int:
-    """Bytes of memory that this process has now (at most had, where that cannot be told)."""
+    """Bytes of memory that this process has now (at most had, where that cannot be told). What was freed does not
+    count, where it can be given back: the largest messages leave much of it.
+    """
+    with suppress(OSError, TypeError, AttributeError):  # glibc alone has that
+        ctypes.CDLL(None).malloc_trim(0)
     with suppress(FileNotFoundError):
         return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize()
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
 
 
-def soak(seed: int, faults: int, *, sockets: bool = False, transports: Sequence[str] = (), say: Any = print) -> Soak:
+def soak(
+    seed: int,
+    faults: int,
+    *,
+    sockets: bool = False,
+    transports: Sequence[str] = (),
+    kinds: Sequence[str] = (),
+    say: Any = print,
+) -> Soak:
     """Run it. Raises `Wrong` with the number and the kind of the fault, and what differed."""
     if not transports:
         transports = ["default"]
@@ -720,7 +541,7 @@ def soak(seed: int, faults: int, *, sockets: bool = False, transports: Sequence[
             import_module("bitmex_streams.fast")
 
             transports.append("fast")
-    it = Soak(seed, faults, sockets, transports, say)
+    it = Soak(seed, faults, sockets, transports, say, kinds)
     clock = None if sockets else trio.testing.MockClock(autojump_threshold=0)
     try:
         trio.run(it.run, clock=clock)
@@ -742,6 +563,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=None, help="of the faults and the exchange (default: any)")
     parser.add_argument("--sockets", action="store_true", help="over real sockets, in real time")
     parser.add_argument("--transport", action="append", default=[], choices=sorted(TRANSPORTS), help="default: both")
+    parser.add_argument("--kind", action="append", default=[], choices=(*KINDS, *ENDINGS), help="default: all")
     options = parser.parse_args()
     seed = random.SystemRandom().randrange(2**32) if options.seed is None else options.seed
     logging.getLogger("bitmex_streams").setLevel(logging.CRITICAL)
@@ -749,12 +571,14 @@ def main() -> None:
     began = time.monotonic()
     try:
         it = soak(
-            seed, options.faults, sockets=options.sockets, transports=options.transport, say=partial(print, flush=True)
-        )
+            seed, options.faults, sockets=options.sockets, transports=options.transport, kinds=options.kind,
+            say=partial(print, flush=True),
+        )  # fmt: skip
     except Wrong as wrong:
         sys.exit(f"WRONG: {wrong}")
     for kind, times in sorted(it.struck.items()):
         print(f"{kind:<16}{times:>8,}")
+    print("meanwhile:", ", ".join(f"{times:,} times {name}" for name, times in sorted(it.asked.items())))
     print(
         f"{it.number:,} faults; all was right after each; {it.reconnects:,} reconnects, {it.resyncs:,} topics asked "
         f"anew, {it.items:,} items; {time.monotonic() - began:.0f} s"

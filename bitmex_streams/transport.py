@@ -10,6 +10,7 @@ closing; all versions: at a close before the handshake is complete), so every wa
 from __future__ import annotations
 
 import contextlib
+import math
 import re
 import socket
 import ssl
@@ -222,6 +223,7 @@ class Dialer(ABC):
         self._stream = stream
         self._wire: Wire | None = None
         self._via = ""  # what the connection goes through, for errors
+        self._refused_at = math.inf
 
     @property
     def host_header(self) -> str:
@@ -232,15 +234,23 @@ class Dialer(ABC):
     async def connect(self, nursery: trio.Nursery) -> None:
         """See `Transport.connect`. Raises `ConnectionFailed`, with the HTTP status where the server refused."""
         try:
-            with trio.move_on_after(self.connect_timeout):
+            with trio.move_on_after(self.connect_timeout) as patience:
                 stream = self._stream or await self._open_stream()
-                self._wire = Wire(stream, self._expect_refusal, (value for _, value in self.extra_headers))
+
+                def refused() -> None:  # its words have their time, also where that for connecting is over first
+                    self._refused_at = min(self._refused_at, trio.current_time())
+                    patience.deadline = max(patience.deadline, self._refused_at + 2 * REFUSAL_GRACE)
+                    self._expect_refusal()
+
+                self._wire = Wire(stream, refused, (value for _, value in self.extra_headers))
                 await self._shake_hands(nursery, self._wire)
                 return
             if self._wire is None:
                 what = f"no sign of a connection to {self.host} port {self.port}"
             elif not self._wire.head:
                 what = "no sign of an answer to the handshake"
+            elif self._wire.status not in (None, 101):  # words without end
+                raise self._refused(self._wire, None)
             else:
                 what = f"the answer to the handshake, which begins {self._wire.shown[:60]!r}, was not complete"
             raise ConnectionFailed(

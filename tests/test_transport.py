@@ -385,6 +385,44 @@ async def test_a_refusal_tells_its_status_and_words_however_it_is_made(make, sta
     assert failed.status == status and f"HTTP status {status}" in str(failed) and words in str(failed)
 
 
+async def test_the_words_of_a_refusal_have_their_time_also_where_that_for_connecting_is_over_first(
+    make, autojump_clock
+):
+    ours, theirs = trio.testing.memory_stream_pair()
+
+    async def refuse():
+        await trio.sleep(0.2)
+        await theirs.send_all(b"HTTP/1.1 401 Unauthorized\r\nRetry-After: 7\r\n\r\n")
+        await trio.sleep(0.3)
+        await theirs.send_all(b"slow")
+
+    transport = make("ws://in.memory/realtime", stream=ours, connect_timeout=0.3)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(refuse)
+        with pytest.raises(ConnectionFailed, match="HTTP status 401: slow") as error:
+            await transport.connect(nursery)
+        nursery.cancel_scope.cancel()
+    assert error.value.status == 401 and error.value.retry_after == 7
+
+
+async def test_a_refusal_with_words_without_end_is_told_by_its_status_in_time(make, autojump_clock):
+    ours, theirs = trio.testing.memory_stream_pair()
+
+    async def refuse():
+        await theirs.send_all(b"HTTP/1.1 503 Service Unavailable\r\n\r\n")
+        while True:
+            await theirs.send_all(b".")
+            await trio.sleep(0.1)
+
+    transport = make("ws://in.memory/realtime", stream=ours, connect_timeout=3)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(refuse)
+        with trio.fail_after(4), pytest.raises(ConnectionFailed, match="HTTP status 503: ") as error:
+            await transport.connect(nursery)
+        nursery.cancel_scope.cancel()
+    assert error.value.status == 503
+
+
 async def test_trio_websockets_own_refusals_are_understood(make):
     async def handle(request):
         await request.reject(401, body=b"Invalid API Key.")

@@ -873,7 +873,7 @@ class _Link:
                 if answers:
                     connection._news.unpark_all()
                     self._idle.deadline = protocol.due  # of the writer's wait
-                if inbox.full:
+                if inbox.full and not self._abandoned:
                     await self._wait_for_room(connection.max_lag)
                 inbox.put_nowait(RawMessage(received, data, source), size)
                 for answer in answers:

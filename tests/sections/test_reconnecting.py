@@ -33,7 +33,7 @@ from bitmex_streams import (
     TableUpdate,
 )
 from bitmex_streams.coverage import CONNECTING
-from bitmex_streams.transport import WebsocketTransport
+from bitmex_streams.transport import TransportClosed, WebsocketTransport
 from tests.servers import (
     InMemory,
     ScriptedExchange,
@@ -927,6 +927,51 @@ async def test_a_blocked_tap_does_not_hide_a_disconnect_from_the_live_objects_of
                 await lose(connection)
                 await trio.sleep(0.1)
                 assert book.stale and tables.stale, "while the stream stands still"
+
+
+class AllAtOnce:
+    """A transport that gives three messages in one go, and through which nothing can be written; there is no other."""
+
+    attempts = 0
+
+    def __init__(self, url, **options):
+        self.heard = trio.current_time()
+
+    async def connect(self, nursery):
+        AllAtOnce.attempts += 1
+        if AllAtOnce.attempts > 1:
+            await trio.sleep_forever()
+
+    async def receive(self):
+        await trio.lowlevel.checkpoint()
+        return ["one", "two", "three"]
+
+    async def send(self, message):
+        await trio.lowlevel.checkpoint()
+
+    async def ping(self):
+        raise TransportClosed(1006, "nothing goes out")
+
+    async def aclose(self, code=1000, reason=None):
+        await trio.lowlevel.checkpoint()
+
+
+async def test_all_that_was_read_in_one_go_is_handed_out_after_a_loss_that_was_noticed_in_the_middle_of_it(
+    autojump_clock, monkeypatch
+):
+    monkeypatch.setattr(AllAtOnce, "attempts", 0)
+    connection = Connection("ws://in.memory/realtime", transport=AllAtOnce, buffer_size=1, connect_timeout=600)
+    async with Pipeline.create(connection) as pipeline, pipeline.tap(max_buffer_size=0) as items:
+        pipeline.start()
+        await trio.sleep(60)
+        assert not connection.connected
+        with trio.fail_after(10):
+            taken = [await items.receive()]
+            while type(taken[-1]) is not Disconnected:
+                taken.append(await items.receive())
+    data = [item.data for item in taken if type(item) is RawMessage]
+    assert len(data) >= 3 and len(data) % 3 == 0
+    assert data == ["one", "two", "three"] * (len(data) // 3)
 
 
 async def test_a_server_that_comes_and_goes_fills_no_buffer_that_nobody_reads(autojump_clock):

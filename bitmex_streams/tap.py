@@ -6,8 +6,8 @@ that leaves it over its capacity, the pipeline waits until a consumer has brough
 there without a pass through the scheduler for each item (that pass is most of what a memory channel costs), but makes
 one at least every 64 items or every millisecond.
 
-Marks (`messages.is_mark`) are never dropped: they may take a buffer over its size, by at most `MARKS`; beyond that, a
-mark replaces an older one of the same kind and stream, which tells a consumer no less.
+Marks (`messages.is_mark`) are never dropped: they may take a buffer over its size, by `MARKS` and one for each stream:
+beyond `MARKS`, a mark replaces an older one of the same kind and stream, which tells a consumer no less.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ from .operator import Operator, Source
 from .run import GRACE, Run, Stage, name_of
 from .sections.connection import Connection, ConnectionStatistics
 from .sections.decoder import Decoder
-from .tap import BATCH, Block, DropNewest, DropOldest, Latest, OverflowPolicy, Tap
+from .tap import BUFFER, Block, DropNewest, DropOldest, Latest, OverflowPolicy, Tap
 
 __all__ = ["Overflow", "Pipeline", "PipelineStatistics", "TapSummary"]
 
@@ -169,10 +169,10 @@ class Pipeline:
         ``overflow`` says what happens when the consumer is slower than the stream:
 
         * ``"block"``: the pipeline waits: nothing is lost, and everybody waits with it, so never leave such a tap
-          open unread. ``max_buffer_size`` items may wait (default 64; 0 hands over item by item; math.inf:
+          open unread. ``max_buffer_size`` items may wait (default 256; 0 hands over item by item; math.inf:
           unbounded). With a ``timeout`` (seconds; the default buffer is then 0), a consumer that takes nothing for
           that long, ``retrys`` + 1 times, ends the pipeline with trio.BusyResourceError.
-        * ``"drop_oldest"``, ``"drop_newest"``: of more than ``max_buffer_size`` (default 64) waiting items, the
+        * ``"drop_oldest"``, ``"drop_newest"``: of more than ``max_buffer_size`` (default 256) waiting items, the
           oldest or the newest go.
         * ``"latest"``: only the newest item for each ``key(item)`` is kept (default: by table and symbol).
 
@@ -267,7 +267,7 @@ class Pipeline:
             if timeout <= 0 or retrys < 0:
                 raise ValueError(f"timeout is in seconds, above 0, and retrys 0 or more; not {timeout!r}, {retrys!r}")
             if size is None:
-                size = BATCH if timeout == math.inf else 0
+                size = BUFFER if timeout == math.inf else 0
             return Block(size, timeout, retrys, stage.run.pressed)
         if timeout != math.inf or retrys:
             raise ValueError(f'timeout and retrys go with overflow="block", not with {overflow!r}: it never waits')
@@ -275,7 +275,7 @@ class Pipeline:
             if size is not None:
                 raise ValueError('overflow="latest" keeps one item for each key: it takes no max_buffer_size')
             return Latest(key)
-        size = BATCH if size is None else size
+        size = BUFFER if size is None else size
         if size < 1:
             raise ValueError(f"overflow={overflow!r} needs room for one item at least: max_buffer_size is {size!r}")
         return DropOldest(size) if overflow == "drop_oldest" else DropNewest(size)

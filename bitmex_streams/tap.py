@@ -28,7 +28,11 @@ __all__ = ["Block", "DropNewest", "DropOldest", "Latest", "OverflowPolicy", "Tap
 
 MARKS = 64
 BATCH = 64
-"""How many items pass, at most, before other tasks get their turn; also the default size of a buffer."""
+"""How many items pass, at most, before other tasks get their turn."""
+BUFFER = 4 * BATCH
+"""The default size of a buffer: so that producer and consumer need not wait for each other within each batch. (With
+room for one batch only, an item costs 0.3 us more.)
+"""
 BATCH_SECONDS = 0.001
 
 
@@ -374,6 +378,7 @@ class Tap(trio.abc.ReceiveChannel[Any]):
         self._closed = False
         self._left = BATCH  # how many items may still be taken without a pass through the scheduler; 0 when closed
         self._until = 0.0  # and until when (s, on time.perf_counter)
+        self._task: Any = None  # which did that
         buffer.ends += 1
 
     def receive(self) -> Coroutine[Any, Any, Any]:
@@ -390,12 +395,14 @@ class Tap(trio.abc.ReceiveChannel[Any]):
 
     async def _receive(self, end: type[Exception]) -> Any:
         # Within a batch nobody else runs: only the consumer itself can have cancelled its scope since the last pass.
-        # To look at that here, not by `trio.lowlevel.checkpoint_if_cancelled`, saves 0.2 us of 1 us an item.
+        # To look at that here, not by `trio.lowlevel.checkpoint_if_cancelled`, saves 0.3 us of 1 us an item. (A task
+        # that has ended has no status: then another one goes on.)
         if (
             self._items
             and self._left > 0
             and perf_counter() < self._until
-            and not current_task()._cancel_status.effectively_cancelled
+            and (status := self._task._cancel_status) is not None
+            and not status.effectively_cancelled
         ):
             self._left -= 1
             return self._pop()
@@ -411,6 +418,7 @@ class Tap(trio.abc.ReceiveChannel[Any]):
 
     def _begin_batch(self) -> None:
         self._left = BATCH - 1
+        self._task = current_task()
         self._until = perf_counter() + BATCH_SECONDS
 
     async def _wait(self, end: type[Exception]) -> Any:

@@ -248,7 +248,7 @@ async def test_a_connection_that_comes_and_goes_fills_no_buffer_with_marks(polic
 
 
 async def test_block_with_room_enough_ahead_loses_nothing_but_everybody_waits(autojump_clock):
-    async with world() as it, two_consumers(it) as sleeper:
+    async with world() as it, two_consumers(it, max_buffer_size=64) as sleeper:
         await it.sleep(1)
         heard, told = it.heard, sizes([it.merger.books[symbol] for symbol in SYMBOLS])
         await it.sleep(9)
@@ -268,7 +268,7 @@ async def test_block_with_room_enough_ahead_loses_nothing_but_everybody_waits(au
 
 
 async def test_block_without_that_room_stops_the_reading_and_is_asked_anew_when_it_wakes(autojump_clock):
-    async with world(buffer_size=KEPT) as it, two_consumers(it) as sleeper:
+    async with world(buffer_size=KEPT) as it, two_consumers(it, max_buffer_size=64) as sleeper:
         memory = await it.sleep(2)
         heard = it.heard
         assert all(book.stale for book in it.merger.books.values()), "the live objects say so, though nobody reads"
@@ -296,7 +296,7 @@ async def test_block_without_that_room_stops_the_reading_and_is_asked_anew_when_
 async def test_block_that_is_cut_off_meanwhile_connects_again_while_it_sleeps_and_subscribes_when_it_wakes(
     autojump_clock,
 ):
-    async with world(buffer_size=KEPT) as it, two_consumers(it) as sleeper:
+    async with world(buffer_size=KEPT) as it, two_consumers(it, max_buffer_size=64) as sleeper:
         await it.sleep(5)
         await it.connection._transport.drop()
         memory = await it.sleep(5)

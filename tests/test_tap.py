@@ -255,3 +255,17 @@ def test_a_gap_behind_a_mark_is_not_mended_by_the_mark():
     assert buffer.pop().stale
     buffer.put(book_update(received=3))
     assert buffer.pop().changes is None
+
+
+async def test_a_tap_can_pass_from_a_task_that_ends_to_another_in_the_middle_of_a_batch():
+    async with Pipeline.create(count(100)) as pipeline, pipeline.tap() as tap:
+        items = []
+
+        async def take(number):
+            for _ in range(number):
+                items.append(await tap.receive())
+
+        for number in (1, 5, 1, 10, 83):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(take, number)
+        assert items == list(range(100))

@@ -306,17 +306,20 @@ class Run:
                 raise Unwanted
             if batch:
                 clock.wake()
-            for number, item in enumerate(batch, 1):
+            left = BATCH
+            for item in batch:
                 if timed:
                     clock.see(item)
                     self._tick(timed, clock.now)
                 self._push(item)
+                left -= 1
+                if left and not self.pressed:
+                    continue
                 if self.pressed:
                     await self._relieve()
-                elif number % BATCH:
-                    continue
                 else:
                     await trio.lowlevel.checkpoint()
+                left = BATCH
                 if not self._wanted:
                     raise Unwanted
                 clock.wake()

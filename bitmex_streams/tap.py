@@ -89,6 +89,10 @@ class OverflowPolicy(ABC):
         received = getattr(next(iter(items), None), "received", now)
         return max(0, now - received) if isinstance(received, int) else 0
 
+    def count(self, receivers: int) -> None:
+        """So many more tasks are in ``receive`` with nothing to take."""
+        self.receivers += receivers
+
     @abstractmethod
     def put(self, item: Any) -> None:
         """Take an item in, or drop one, at once."""
@@ -162,21 +166,25 @@ class Block(OverflowPolicy):
     def __init__(self, capacity: float, timeout: float, retrys: int, pressed: set[Block]) -> None:
         self._items: deque[Any] = deque()
         super().__init__(self._items)
-        self.capacity = capacity
+        self.capacity = self._limit = capacity
         self.patience = timeout * (retrys + 1)
         self._pressed = pressed  # the producer looks here after each item
+
+    def count(self, receivers: int) -> None:
+        super().count(receivers)
+        self._limit = self.capacity + self.receivers
 
     @property
     def over(self) -> bool:
         """Whether the producer has to wait."""
-        return len(self._items) > self.capacity + self.receivers and not (self.closed or self.abandoned)
+        return len(self._items) > self._limit and not (self.closed or self.abandoned)
 
     def put(self, item: Any) -> None:
         items = self._items
         items.append(item)
         if self.hungry:
             self.feed()
-        if len(items) > self.capacity + self.receivers:
+        if len(items) > self._limit:
             self._pressed.add(self)
 
     def pop(self) -> Any:
@@ -423,7 +431,7 @@ class Tap(trio.abc.ReceiveChannel[Any]):
 
     async def _wait(self, end: type[Exception]) -> Any:
         buffer = self._buffer
-        buffer.receivers += 1
+        buffer.count(1)
         buffer.tell()
         waited = False
         try:
@@ -439,7 +447,7 @@ class Tap(trio.abc.ReceiveChannel[Any]):
                 waited = True
                 await buffer.wait()
         finally:
-            buffer.receivers -= 1
+            buffer.count(-1)
         self._begin_batch()
         return buffer.pop()
 

@@ -44,6 +44,8 @@ UNDECODABLE = (msgspec.DecodeError, UnicodeError, RecursionError, ArithmeticErro
 
 DEEPEST = 256
 """How many levels deep a message may be nested. Much deeper, and what was decoded can be neither shown nor compared."""
+LONG = 2 * DEEPEST
+"""How many characters a message has at least that is nested so deep."""
 TOO_DEEP = f"it is nested more than {DEEPEST} levels deep"
 
 
@@ -108,7 +110,7 @@ class Decoder(Operator):
         table, action, rows = message.table, message.action, message.data
         if table is None:
             return (self._not_a_table(item, None),)
-        if len(data) > 2 * DEEPEST and _may_be_deep(data, len(rows or ())) and _is_deep(message):
+        if len(data) > LONG and _may_be_deep(data, len(rows or ())) and _is_deep(message):
             return (self._undecodable(item, TOO_DEEP, table),)
         if rows is None or action is None:
             wrong = "there is no list of rows in `data`" if rows is None else "there is no `action`"
@@ -154,7 +156,7 @@ class Decoder(Operator):
             return Pong(item.received, item.source)
         try:
             content = self._decode_any(item.data)
-            if len(item.data) > 2 * DEEPEST and _may_be_deep(item.data, 0) and _is_deep(content):
+            if len(item.data) > LONG and _may_be_deep(item.data, 0) and _is_deep(content):
                 return self._undecodable(item, TOO_DEEP, _table_of(content))
             if may_hold_key(_text(item.data)):
                 content = masked(content)

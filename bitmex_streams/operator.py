@@ -145,7 +145,7 @@ class StreamClock:
     def see(self, item: Any) -> None:
         """Take over the time of an item (or the clock's, where it has none). Time never goes back."""
         received = getattr(item, "received", None)
-        if received is None:
+        if type(received) is not int:  # not of ours
             received = self.estimate()
         if received > self.now or not self._anchored:
             self.now = received

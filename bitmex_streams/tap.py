@@ -419,7 +419,7 @@ class Tap(trio.abc.ReceiveChannel[Any]):
             await trio.lowlevel.checkpoint_if_cancelled()
             return await self._wait(end)
         await trio.lowlevel.checkpoint()
-        if not buffer.items:  # a clone, or a close, was faster
+        if not buffer.items or self._closed:  # a clone, or a close, was faster
             return await self._wait(end)
         self._begin_batch()
         return buffer.pop()

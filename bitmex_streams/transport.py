@@ -337,6 +337,8 @@ class _Messages:
 
     async def send(self, message: str | bytes) -> None:
         await self._inbox.wait_for_room()
+        if self._inbox.closed:  # by a message that was too large: what follows it must not pass for what follows
+            raise trio.BrokenResourceError
         self._inbox.put_nowait(message, len(message))
 
     async def aclose(self) -> None:

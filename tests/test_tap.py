@@ -269,3 +269,26 @@ async def test_a_tap_can_pass_from_a_task_that_ends_to_another_in_the_middle_of_
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(take, number)
         assert items == list(range(100))
+
+
+async def test_an_end_that_is_closed_while_it_looks_for_an_item_leaves_it_to_its_clone():
+    buffer = block()
+    for item in range(200):
+        buffer.put(item)
+    tap = Tap(buffer)
+    clone = tap.clone()
+    received = []
+
+    async def consume():
+        with pytest.raises(trio.ClosedResourceError):
+            while True:
+                received.append(await tap.receive())
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(consume)
+        for _ in range(3):  # so that it lets others run in the middle of a batch
+            await trio.lowlevel.checkpoint()
+        tap.close()
+        count = len(received)
+    assert received == list(range(count))
+    assert [clone.receive_nowait() for _ in range(200 - count)] == list(range(count, 200))

@@ -332,15 +332,15 @@ async def test_a_ping_that_meets_our_close_does_not_hang_it(make):
             await transport.aclose()
 
 
-async def test_a_message_larger_than_allowed_closes_with_1009_after_what_came_before(make):
+async def test_a_message_larger_than_allowed_closes_with_1009_after_what_came_before_and_before_what_comes_after(make):
     async def handle(request):
         ws = await request.accept()
-        await ws.send_message("small")
-        await ws.send_message("x" * 2000)
+        for message in "small", "x" * 2000, "after", "after":
+            await ws.send_message(message)
         await ws.get_message()
 
     async with serve_websocket(handle) as url, connected(make, url, max_message_size=1000) as transport:
-        await trio.sleep(0.05)  # both have arrived
+        await trio.sleep(0.05)  # all have arrived, and are read in one go
         code, _ = await closed_after(transport, "small")
         assert code == 1009
 

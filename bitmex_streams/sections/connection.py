@@ -68,7 +68,7 @@ FAREWELL = 2.0
 
 _RECONNECT = Reconnect()
 
-_OF_TABLE = frozenset({'{"table"', b'{"table"'})
+_OF_TABLE = frozenset({'{"table":"', b'{"table":"'})
 
 LostCallback = Callable[[str, str], None]
 _COMMANDS = None  # in the outbox: what the protocol has to say, as it is when its turn comes
@@ -865,7 +865,7 @@ class _Link:
             for data in messages:
                 size = len(data) if data.isascii() else _bytes_of(data)  # nearly always so, and known without a look
                 counters.bytes += size
-                if data[:8] not in _OF_TABLE:
+                if data[:10] not in _OF_TABLE:
                     data = self._hide(data)
                 answers = protocol.receive(data, trio.current_time())
                 if traced:
@@ -945,7 +945,7 @@ class _Link:
                     await session.inbox.wait_for_room()
         finally:
             self._held_up_since, self._read_since = inf, trio.current_time()
-        if self._hold.cancelled_caught:
+        if self._hold.cancel_called:  # also where there was room at the same moment: there will be no other
             self._abandoned = True
             return
         self._hold = trio.CancelScope()
@@ -1082,7 +1082,7 @@ class _Link:
 def _all_plain(messages: Sequence[str | bytes]) -> bool:
     """Whether all are messages of tables (which answer and repeat no command), with as many bytes as characters."""
     # A list, for it is quicker than all() of a generator.
-    return not [data for data in messages if data[:8] not in _OF_TABLE or not data.isascii()]
+    return not [data for data in messages if data[:10] not in _OF_TABLE or not data.isascii()]
 
 
 def _url_of(network: str) -> str:

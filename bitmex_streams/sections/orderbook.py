@@ -180,6 +180,7 @@ class OrderBookMerger(Operator):
         if self.table not in self._coverage.topics or not rows:
             return stale
         if not of_one_symbol(rows):
+            self._trusted.clear()  # what was told last of each is seen to here
             return [*stale, *self._apply_to_several(item, rows)]
         symbol = rows[0].get("symbol")
         told = self._apply_to(symbol, item, rows)

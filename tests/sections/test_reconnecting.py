@@ -933,6 +933,7 @@ class AllAtOnce:
     """A transport that gives three messages in one go, and through which nothing can be written; there is no other."""
 
     attempts = 0
+    messages = ('{"info": "Welcome"}', "two", "three")
 
     def __init__(self, url, **options):
         self.heard = trio.current_time()
@@ -944,7 +945,7 @@ class AllAtOnce:
 
     async def receive(self):
         await trio.lowlevel.checkpoint()
-        return ["one", "two", "three"]
+        return self.messages
 
     async def send(self, message):
         await trio.lowlevel.checkpoint()
@@ -971,7 +972,7 @@ async def test_all_that_was_read_in_one_go_is_handed_out_after_a_loss_that_was_n
                 taken.append(await items.receive())
     data = [item.data for item in taken if type(item) is RawMessage]
     assert len(data) >= 3 and len(data) % 3 == 0
-    assert data == ["one", "two", "three"] * (len(data) // 3)
+    assert data == [*AllAtOnce.messages] * (len(data) // 3)
 
 
 async def test_a_server_that_comes_and_goes_fills_no_buffer_that_nobody_reads(autojump_clock):

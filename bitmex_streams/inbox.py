@@ -125,6 +125,10 @@ class Inbox:
                     raise self._error
                 raise trio.EndOfChannel
             await self._news.park()
+        return self.take_nowait()
+
+    def take_nowait(self) -> Sequence[Any]:
+        """All that is there, perhaps nothing."""
         items = self._items
         self._items = deque()
         self.bytes = 0

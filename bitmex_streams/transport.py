@@ -458,6 +458,10 @@ class WebsocketTransport(Dialer, Websocket):
             return await self._inbox.take()
         raise self._closed()
 
+    def leftovers(self) -> Sequence[str | bytes]:
+        """What was read, and is not handed over yet, for whoever will not `receive` any more."""
+        return self._inbox.take_nowait()
+
     async def send(self, message: str) -> None:
         """See `Transport.send`."""
         with self._telling_closed():

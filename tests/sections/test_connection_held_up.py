@@ -25,7 +25,7 @@ from bitmex_streams import (
     StateLost,
     TableApplier,
 )
-from bitmex_streams.transport import TRANSPORTS, WebsocketTransport
+from bitmex_streams.transport import READ_AHEAD, TRANSPORTS, WebsocketTransport
 from tests.servers import ScriptedExchange, deafen, in_memory, open_sockets, partial_of, serve_tcp, shake_hands
 
 TOPIC = "orderBookL2:XBTUSD"
@@ -160,7 +160,7 @@ async def test_a_server_that_only_says_that_it_ends_is_noticed_when_reading_goes
     """Its end of the stream stands behind what nobody reads, and its host goes on to take the pings."""
     exchange = ScriptedExchange()
     async with exchange.open() as url, held(url, exchange, transport) as it:
-        for number in range(5):
+        for number in range(READ_AHEAD * 3):
             await exchange.send({"number": number})
         exchange.clients[0]._send = nothing  # no pong either
         await exchange.clients[0]._stream.send_eof()
@@ -169,6 +169,21 @@ async def test_a_server_that_only_says_that_it_ends_is_noticed_when_reading_goes
         updates = await it.read()
         assert [update.stale for update in updates[-2:]] == [True, False]
         assert it.connection.stats.reconnects == 1
+
+
+@both_transports
+async def test_what_was_read_before_a_loss_that_a_ping_finds_comes_before_it(transport):
+    """However far the transport reads ahead of a reading that is held up: nothing of that is lost."""
+    exchange = ScriptedExchange()
+    async with exchange.open() as url, held(url, exchange, transport) as it:
+        for size in range(1001, 1021):
+            await exchange.send({"table": "orderBookL2", "action": "update", "data": [level(size)]})
+        await trio.sleep(0.2)
+        exchange.clients[0]._send = nothing
+        await exchange.clients[0]._stream.send_eof()
+        await trio.sleep(0.5)
+        seen = [update.best_bid.size for update in await it.read() if not update.stale]
+        assert [size for size in seen if 1000 < size < 1_000_000] == list(range(1001, 1021))
 
 
 @both_transports

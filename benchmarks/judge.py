@@ -26,7 +26,7 @@ from bitmex_streams import (
     TableMessage,
     TableUpdate,
 )
-from bitmex_streams.messages import is_mark, stream_key
+from bitmex_streams.messages import is_mark, is_partial, stream_key
 from bitmex_streams.operator import Operator
 from bitmex_streams.tap import MARKS
 
@@ -397,7 +397,7 @@ class Sleeper:
         kept = {id(item) for item in log if is_mark(item)}
         rest = [item for item in log if not is_mark(item)]
         if self.policy == "latest":
-            return kept | {id(item) for item in {stream_key(item): item for item in rest}.values()}
+            return kept | {id(item) for item in {_latest_key(item): item for item in rest}.values()}
         if self.policy == "drop_oldest":
             return kept | {id(item) for item in rest[max(0, len(log) - self.capacity) :]}
         there = 0
@@ -413,11 +413,16 @@ def _is_conflated(one: Any, item: Any) -> bool:
     return type(one) is type(item) is BookUpdate and all(getattr(one, name) == getattr(item, name) for name in fields)
 
 
+def _latest_key(item: Any) -> Any:
+    """What a `latest` tap keeps one item of: partials have keys of their own."""
+    return stream_key(item), str(item.filter or {}) if is_partial(item) else None
+
+
 def _arranged(items: Iterable[Any]) -> list[Any]:
-    """By streams, but not across marks."""
+    """By streams, but not across marks and partials."""
     place, keyed = 0, []
     for item in items:
-        if is_mark(item):
+        if is_mark(item) or is_partial(item):
             keyed.append((place + 1, "", item))
             place += 2
         else:

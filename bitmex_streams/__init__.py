@@ -60,6 +60,7 @@ from .messages import (
     Welcome,
     conflated,
     is_mark,
+    is_partial,
     stream_key,
 )
 from .operator import Batches, Operator, Source
@@ -159,6 +160,7 @@ __all__ = [
     "Welcome",
     "conflated",
     "is_mark",
+    "is_partial",
     "open_bitmex_websocket",
     "stream_key",
 ]

@@ -50,6 +50,7 @@ __all__ = [
     "Welcome",
     "conflated",
     "is_mark",
+    "is_partial",
     "stream_key",
 ]
 
@@ -473,6 +474,16 @@ def is_mark(item: Any) -> bool:
     return kind in _MARKS
 
 
+def is_partial(item: Any) -> bool:
+    """Whether an item is the state of a table (or of a part of it) anew, with which what was stale is fresh again.
+
+    Whoever drops to the latest lets nothing overtake it, and lets it give way to nothing but a partial of the same:
+    deltas behind it tell of some of its rows only.
+    """
+    kind = type(item)
+    return (kind is TableUpdate or kind is TableMessage) and item.action == "partial"
+
+
 def symbol_of(row: Mapping[str, Any]) -> str | None:
     """The symbol of a row (or of a filter). None where it has none: what is no str, whatever was sent, is no symbol."""
     symbol = row.get("symbol")
@@ -488,15 +499,16 @@ def of_one_symbol(rows: Sequence[Row]) -> bool:
 def stream_key(item: Any) -> Any:
     """The stream that an item belongs to, for `latest` taps and `Throttle`: (table, symbol) where it has them, else
     its type; with the topic for what is said of one (`Subscribed`, `Unsubscribed`, `StateLost`), with the symbol for a
-    `Position`, `Ticker` or `Fill`, the order for an `OrderState`, the currency for a `MarginState`. Hashable, whatever
-    the rows hold.
+    `Position`, `Ticker` or `Fill`, the order for an `OrderState`, the currency for a `MarginState`. The symbol of a
+    partial is that of its filter (None: it is of several), that of a delta its first row's. Hashable, whatever the
+    rows hold.
     """
     kind = type(item)
     if kind is BookUpdate:
         return item.table, item.symbol
     if kind is TableUpdate or kind is TableMessage:
         rows = item.rows
-        if rows:
+        if rows and item.action != "partial":
             return item.table, symbol_of(rows[0])
         return item.table, symbol_of(item.filter or {})
     if kind is Bar:

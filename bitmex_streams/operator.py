@@ -16,7 +16,7 @@ import time
 from abc import abstractmethod
 from collections.abc import Awaitable, Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractAsyncContextManager
-from typing import Any, Protocol
+from typing import Any, ClassVar, Protocol
 
 import trio
 from slurry.sections.abc import Section
@@ -49,6 +49,11 @@ class Operator(Section):
     """Asks the source for a new partial of a topic (``table`` or ``table:symbol``); synchronous, idempotent, queued.
 
     A Pipeline sets it to ``connection.resync_lost`` where it is None; in a plain slurry pipeline it can be set by hand.
+    """
+
+    needs_all: ClassVar[bool] = False
+    """Whether what it puts out is wrong, and nothing says so, where something was left out of what it takes: as what
+    adds up deltas, or counts. A Pipeline refuses to feed it by a tap that drops.
     """
 
     @abstractmethod

@@ -118,10 +118,10 @@ class Pipeline:
         may be any async iterable instead. It starts with its first tap, or with `start`; leaving the context cancels
         what still runs and waits for it.
 
-        Raises ValueError for what is no section, for an async iterable that is not first, and for the same object
-        twice. Leaving the context raises the error that ended the pipeline: one as itself, several as an
-        ExceptionGroup, after every item before it has been through every stage and was taken from every `block` tap.
-        What its body raises passes untouched.
+        Raises ValueError for what is no section, for an async iterable that is not first, for the same object twice,
+        and for an operator that needs all (`Operator.needs_all`) behind a tap that drops. Leaving the context raises
+        the error that ended the pipeline: one as itself, several as an ExceptionGroup, after every item before it has
+        been through every stage and was taken from every `block` tap. What its body raises passes untouched.
         """
         _checked(sections)
         return cls._open(sections)
@@ -174,7 +174,8 @@ class Pipeline:
           that long, ``retrys`` + 1 times, ends the pipeline with trio.BusyResourceError.
         * ``"drop_oldest"``, ``"drop_newest"``: of more than ``max_buffer_size`` (default 256) waiting items, the
           oldest or the newest go.
-        * ``"latest"``: only the newest item for each ``key(item)`` is kept (default: by table and symbol).
+        * ``"latest"``: only the newest item for each ``key(item)`` is kept (default: by table and symbol), and the
+          newest partial: the items behind it do not take its place.
 
         The last three delay nobody; ``tap.dropped`` counts, marks are never dropped, and a `BookUpdate` behind a gap
         has ``changes`` None.
@@ -490,7 +491,27 @@ def _checked(sections: Iterable[Any]) -> list[Any]:
         if id(section) in seen:
             raise ValueError(f"{name_of(section)} stands twice in the pipeline, again as number {number}: make two")
         seen.add(id(section))
+    _refuse_losses(flat)
     return flat
+
+
+def _refuse_losses(sections: Iterable[Any], lossy: Tap | None = None) -> Tap | None:
+    """Raise ValueError where an operator that needs all stands behind a tap that drops; ``lossy``: one before all of
+    ``sections``. Returns such a tap, if what comes out at the end comes from one.
+    """
+    for section in _flatten(sections):
+        if isinstance(section, Tap):
+            lossy = lossy if isinstance(section._buffer, Block) else section
+        elif isinstance(section, Chain | Merge | Zip | ZipLatest):
+            for inner in section.sources:
+                lossy = _refuse_losses([inner]) or lossy
+        elif lossy is not None and isinstance(section, Operator) and section.needs_all:
+            policy = _POLICIES[type(lossy._buffer)]
+            raise ValueError(
+                f"{name_of(section)} needs all items, and a tap with overflow={policy!r} leaves some out: its output "
+                'would be wrong. Feed it by a tap with overflow="block", or by `extend`, and let a tap behind it drop'
+            )
+    return lossy
 
 
 def _flatten(sections: Iterable[Any]) -> Iterator[Any]:

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import trio
 from trio.lowlevel import current_task
 
-from .messages import conflated, is_mark, stream_key
+from .messages import BookUpdate, conflated, is_mark, is_partial, stream_key
 
 __all__ = ["Block", "DropNewest", "DropOldest", "Latest", "OverflowPolicy", "Tap", "TapStatistics"]
 
@@ -294,7 +294,7 @@ class DropNewest(_Dropping):
 
 class Latest(OverflowPolicy):
     """Only the newest item per key. It waits at the place of the one that it replaces, so that no busy key starves
-    another.
+    another; but never before a mark or a partial that had come by then. Partials have keys of their own.
     """
 
     capacity = math.inf
@@ -303,8 +303,8 @@ class Latest(OverflowPolicy):
         self._items: OrderedDict[Any, Any] = OrderedDict()
         super().__init__(self._items)
         self._key = key or stream_key
-        self._marked: dict[Any, int] = {}  # key -> how many marks had come when its item was put
-        self._marks = 0
+        self._marked: dict[Any, int] = {}  # key -> how many marks and partials had come when its item was put
+        self._marks = 0  # of both
         self._replaced: set[Any] = set()  # the keys of items that have taken the place of others
 
     def put(self, item: Any) -> None:
@@ -315,12 +315,15 @@ class Latest(OverflowPolicy):
             items[_Mark(self._marks)] = item
         else:
             key = self._key(item)
+            if type(item) is not BookUpdate and is_partial(item):  # of books, many come; to call costs
+                self._marks += 1
+                key = _Partial(key, f"{item.table} {item.filter or {}}")
             if key not in items:
                 self._marked[key] = self._marks
             else:
                 self.dropped += 1
                 self._replaced.add(key)
-                if self._marked[key] != self._marks:  # nothing may overtake a mark
+                if self._marked[key] != self._marks:  # nothing may overtake a mark, or a partial
                     del items[key]
                     self._marked[key] = self._marks
             items[key] = item
@@ -361,6 +364,13 @@ class _Mark(NamedTuple):
 
     def __eq__(self, other: object) -> bool:
         return type(other) is _Mark and other.number == self.number
+
+
+class _Partial(NamedTuple):
+    """The key of a partial in a `Latest` buffer: what the tap files it under, and what it covers."""
+
+    key: Any
+    covers: str
 
 
 def _same_mark(one: Any, other: Any) -> bool:

@@ -4,8 +4,10 @@ from collections import deque
 from contextlib import asynccontextmanager
 
 import trio
+from hypothesis import strategies as st
 from slurry.environments import ProcessSection, ThreadSection, TrioSection
 
+from bitmex_streams.messages import TableUpdate
 from bitmex_streams.operator import Operator, Source
 
 
@@ -144,3 +146,50 @@ class ThreadPass(_BlockingPass, ThreadSection):
 
 class ProcessPass(_BlockingPass, ProcessSection):
     pass
+
+
+INSTRUMENTS = "ABC"
+
+
+def partial(received, symbols, symbol=None):
+    """Of instruments: of all of them, which are ``symbols``, or of one."""
+    rows = [{"symbol": name, "lastPrice": received} for name in symbols]
+    return TableUpdate("instrument", "partial", rows, received, filter={"symbol": symbol} if symbol else {})
+
+
+def change(received, symbol, action="update"):
+    return TableUpdate("instrument", action, [{"symbol": symbol, "lastPrice": received}], received)
+
+
+def stale(received, symbol=None):
+    return TableUpdate("instrument", "stale", (), received, filter={"symbol": symbol} if symbol else {})
+
+
+_symbol = st.sampled_from(INSTRUMENTS)
+_symbol_or_all = st.none() | _symbol
+changes_of_a_table = st.lists(
+    st.one_of(
+        st.builds(lambda symbols: lambda at: partial(at, symbols), st.lists(_symbol, unique=True)),
+        st.builds(lambda symbol, there: lambda at: partial(at, symbol * there, symbol), _symbol, st.booleans()),
+        st.builds(lambda *what: lambda at: change(at, *what), _symbol, st.sampled_from(["insert", "update", "delete"])),
+        st.builds(lambda symbol: lambda at: stale(at, symbol), _symbol_or_all),
+    ),
+    max_size=60,
+).map(lambda steps: [step(at) for at, step in enumerate(steps, 1)])
+
+
+def state_after(updates):
+    """What somebody knows who has applied these, in order: the rows by symbol, and the symbols that are stale."""
+    rows, lost = {}, set()
+    for update in updates:
+        if update.action in ("partial", "stale"):
+            covered = set(update.filter.values()) or set(INSTRUMENTS)
+            lost = lost - covered if update.action == "partial" else lost | covered
+        if update.action == "partial":
+            rows = {symbol: row for symbol, row in rows.items() if symbol not in covered}
+        for row in update.rows:
+            if update.action == "delete":
+                rows.pop(row["symbol"], None)
+            else:
+                rows[row["symbol"]] = row
+    return rows, lost

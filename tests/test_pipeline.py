@@ -10,7 +10,19 @@ import trio.testing
 from slurry.environments import TrioSection
 from slurry.sections import Merge
 
-from bitmex_streams import Connection, Decoder, TableApplier
+from bitmex_streams import (
+    Bars,
+    Connection,
+    Decoder,
+    Fills,
+    Margin,
+    OrderBookMerger,
+    Orders,
+    Positions,
+    TableApplier,
+    Throttle,
+    Tickers,
+)
 from bitmex_streams.exchange import open_exchange
 from bitmex_streams.operator import Operator
 from bitmex_streams.pipeline import Pipeline
@@ -283,6 +295,41 @@ async def test_the_drop_policies_keep_what_they_say():
         assert await collect(oldest_go) == [7, 8, 9]
         assert await collect(newest_go) == [0, 1, 2]
         assert await collect(by_parity) == [8, 9]
+
+
+NEED_ALL = [TableApplier, OrderBookMerger, Bars, Orders, Fills, Positions, Margin]
+
+
+@pytest.mark.parametrize("overflow", ["latest", "drop_oldest", "drop_newest"])
+@pytest.mark.parametrize("needy", NEED_ALL)
+async def test_what_adds_up_all_items_is_not_fed_by_a_tap_that_drops(needy, overflow):
+    async with Pipeline.create(count(0)) as pipeline:
+        tap = pipeline.tap(overflow=overflow)
+        with pytest.raises(ValueError, match=f"{needy.__name__} needs all items, .*{overflow}.* by `extend`"):
+            Pipeline.create(tap, Decoder(), needy())
+
+
+async def test_it_is_noticed_within_combiners_too():
+    async with Pipeline.create(count(0)) as pipeline:
+        tap = pipeline.tap(overflow="latest")
+        for sections in [
+            (Merge(count(0), (tap, Pass())), TableApplier()),
+            (count(0), Merge((tap, TableApplier()))),
+            (tap, Merge(count(0)), TableApplier()),
+        ]:
+            with pytest.raises(ValueError, match="TableApplier needs all items"):
+                Pipeline.create(*sections)
+
+
+async def test_whole_rows_and_what_needs_no_others_may_come_from_a_tap_that_drops():
+    async with Pipeline.create(count(3)) as pipeline:
+        latest = pipeline.tap(overflow="latest", key=lambda item: item)
+        async with Pipeline.create(latest, Pass(), Tickers(), Throttle(1, key=hash)) as behind:
+            assert await collect(behind.tap()) == [0, 1, 2]
+    async with Pipeline.create(count(3)) as pipeline:
+        beside = Merge((pipeline.tap(), TableApplier()), pipeline.tap(overflow="latest"))
+        async with Pipeline.create(beside) as behind:
+            assert set(await collect(behind.tap())) == {0, 1, 2}
 
 
 # --- errors ---

@@ -8,11 +8,32 @@ import trio.testing
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bitmex_streams.messages import BookUpdate, Connected, Disconnected, StateLost, TableUpdate, conflated, is_mark
+from bitmex_streams import Connection, Decoder, TableApplier
+from bitmex_streams.exchange import open_exchange
+from bitmex_streams.messages import (
+    BookUpdate,
+    Connected,
+    Disconnected,
+    StateLost,
+    TableMessage,
+    TableUpdate,
+    conflated,
+    is_mark,
+)
 from bitmex_streams.orderbook import OrderBook
 from bitmex_streams.pipeline import Pipeline
 from bitmex_streams.tap import MARKS, Block, DropNewest, DropOldest, Latest, Tap
-from tests.support import Burst, Pass, count, until_cancelled
+from tests.support import (
+    Burst,
+    Pass,
+    change,
+    changes_of_a_table,
+    count,
+    partial,
+    stale,
+    state_after,
+    until_cancelled,
+)
 
 BOOK = OrderBook("XBTUSD")
 
@@ -255,6 +276,106 @@ def test_a_gap_behind_a_mark_is_not_mended_by_the_mark():
     assert buffer.pop().stale
     buffer.put(book_update(received=3))
     assert buffer.pop().changes is None
+
+
+# --- partials in a `latest` tap ---
+
+
+def through_latest(*items, key=None):
+    """What a consumer finds that has slept while these came."""
+    buffer = Latest(key)
+    for item in items:
+        buffer.put(item)
+    return list(iter_pop(buffer))
+
+
+def of_first_row(item):
+    return item.rows[0]["symbol"] if item.rows else None
+
+
+@pytest.mark.parametrize("key", [None, of_first_row, lambda item: item.table])
+@pytest.mark.parametrize("lost", [None, "A"])
+def test_an_update_does_not_take_the_place_of_the_partial_with_which_its_table_is_fresh_again(key, lost):
+    everything = [stale(1, lost), partial(2, lost or "AB", lost), change(3, "A")]
+    assert through_latest(*everything, key=key) == everything
+
+
+def test_it_is_so_with_what_a_decoder_puts_out_too():
+    whole = TableMessage("instrument", "partial", [{"symbol": "A"}, {"symbol": "B"}], 1, filter={})
+    update = TableMessage("instrument", "update", [{"symbol": "A", "lastPrice": 2}], 2)
+    assert through_latest(whole, update) == [whole, update]
+
+
+def test_a_table_without_symbols_keeps_its_partial_too():
+    whole = TableUpdate("margin", "partial", [{"currency": "XBt"}, {"currency": "USDt"}], 1, filter={})
+    update = TableUpdate("margin", "update", [{"currency": "XBt", "amount": 2}], 2)
+    assert through_latest(whole, update) == [whole, update]
+
+
+@pytest.mark.parametrize("key", [None, of_first_row])
+def test_an_update_behind_a_partial_does_not_take_a_place_before_it(key):
+    before, of_b, whole, after = change(1, "A"), change(2, "B"), partial(3, "AB"), change(4, "A")
+    assert through_latest(before, of_b, whole, after, key=key) == [of_b, whole, after]
+
+
+def test_a_partial_does_not_take_the_place_of_an_older_one_before_what_came_between_them():
+    lost = stale(3)
+    assert through_latest(partial(1, "AB"), change(2, "A"), lost, partial(4, "BC")) == [
+        change(2, "A"), lost, partial(4, "BC"),
+    ]
+    assert through_latest(partial(1, "AB"), change(2, "C"), partial(3, "AB")) == [change(2, "C"), partial(3, "AB")]
+
+
+def test_a_partial_of_one_symbol_does_not_take_the_place_of_one_of_all():
+    whole, part = partial(1, "AB"), partial(2, "A", "A")
+    assert through_latest(whole, part) == [whole, part]
+
+
+def test_partials_do_not_grow_a_latest_tap_that_nobody_reads():
+    buffer = Latest(None)
+    for at in range(0, 10_000, 4):
+        for item in partial(at, "ABC"), change(at + 1, "A"), partial(at + 2, "B", "B"), change(at + 3, "B"):
+            buffer.put(item)
+    assert len(buffer) == 4
+    assert buffer.dropped == 9_996
+    assert [item.received for item in iter_pop(buffer)] == [9_996, 9_997, 9_998, 9_999]
+    assert not buffer._marked
+
+
+@given(changes_of_a_table, st.sets(st.integers(0, 60)), st.sampled_from([None, of_first_row]))
+def test_who_reads_a_latest_tap_now_and_then_knows_in_the_end_what_the_whole_stream_tells(updates, moments, key):
+    buffer = Latest(key)
+    got = []
+    for number, update in enumerate(updates):
+        buffer.put(update)
+        if number in moments:
+            got += [buffer.pop() for _ in range(1 + len(buffer) // 2)]
+    got += iter_pop(buffer)
+    assert state_after(got) == state_after(updates)
+    assert len(got) + buffer.dropped == len(updates)
+
+
+async def test_a_latest_tap_that_slept_through_a_resync_of_instrument_finds_the_partial_of_both_symbols():
+    async with open_exchange(symbols=["XBTUSD", "ETHUSD"], rate=200, seed=5) as exchange:
+        connection, tables = Connection(exchange.url, subscribe=["instrument"]), TableApplier()
+        async with Pipeline.create(connection, Decoder(), tables) as pipeline:
+            everything, latest = pipeline.tap(), pipeline.tap(overflow="latest")
+            partials = 0
+            with trio.fail_after(10):
+                while partials < 2:
+                    update = await everything.receive()
+                    if update.action == "partial":
+                        partials += 1
+                        moved = set()
+                        while moved != {"XBTUSD", "ETHUSD"}:
+                            moved |= {row["symbol"] for row in (await everything.receive()).rows}
+                        connection.resync("instrument")
+            found = latest._drain()
+            [lost] = [number for number, item in enumerate(found) if item.action == "stale"][:1]
+            healing = found[lost + 1]
+            assert healing.action == "partial" and healing.filter == {}
+            assert {row["symbol"] for row in healing.rows} == {"XBTUSD", "ETHUSD"}
+            assert {row["symbol"] for item in found[lost + 2 :] for row in item.rows} == {"XBTUSD", "ETHUSD"}
 
 
 async def test_a_tap_can_pass_from_a_task_that_ends_to_another_in_the_middle_of_a_batch():

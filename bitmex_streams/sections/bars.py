@@ -142,6 +142,8 @@ class Bars(Operator):
     Marks, other tables and the exchange's answers are taken in; items of kinds that are not ours pass.
     """
 
+    needs_all = True
+
     late: int
     """How many trades came when their bar was out, or with a time that was not believed, and so are in no bar."""
 

@@ -49,6 +49,7 @@ class Fills(AccountFollower):
     """
 
     tables = frozenset({"execution"})
+    needs_all = True
 
     recent: Sequence[Fill]
     """The last fills, oldest known first; those of the first partial among them. It is live: only read it."""

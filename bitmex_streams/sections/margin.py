@@ -30,6 +30,7 @@ class Margin(OfAccount[MarginState]):
     """
 
     tables = frozenset({"margin"})
+    needs_all = True
     private = tables
     noun = "margin"
 

@@ -75,6 +75,8 @@ class OrderBookMerger(Operator):
     A crossed book is seen by nobody else: a `TableApplier` before the merger does not look at prices, so its
     ``stale`` and its updates go on as fresh until the new partial, which heals both."""
 
+    needs_all = True
+
     def __init__(
         self,
         *,

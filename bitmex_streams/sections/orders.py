@@ -46,6 +46,7 @@ class Orders(AccountFollower):
     """
 
     tables = frozenset({"order"})
+    needs_all = True
 
     def __init__(self, account: int | None = None) -> None:
         super().__init__(account)

@@ -60,6 +60,7 @@ class Positions(OfAccount[Position]):
     """
 
     tables = frozenset({"position", "execution", "instrument"})
+    needs_all = True
     private = frozenset({"position", "execution"})
     noun = "position"
 

@@ -57,6 +57,8 @@ class TableApplier(Operator):
     Control messages are taken out of the stream; items of foreign kinds pass.
     """
 
+    needs_all = True
+
     def __init__(self, *, max_rows: int | None = 10_000, resync: Callable[[str], None] | None = None) -> None:
         self.storage = Storage(max_rows)
         self.resync = resync

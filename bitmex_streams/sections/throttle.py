@@ -13,7 +13,7 @@ from collections.abc import Callable, Hashable, Iterable
 from operator import attrgetter
 from typing import Any
 
-from ..messages import BookUpdate, conflated, is_mark, stream_key
+from ..messages import BookUpdate, conflated, is_mark, is_partial, stream_key
 from ..operator import Operator
 
 __all__ = ["Throttle"]
@@ -51,8 +51,9 @@ class Throttle(Operator):
     An item that waits gives way to the next of its key; a `BookUpdate` before which others were left out has
     ``changes`` None. Changes of tables are left out just the same, so throttle states (books, instrument, position),
     and count trades before. When the input ends, what waits is put out. Marks are never delayed or left out: what
-    waits is put out before them, of the same key for a stale book, of all keys for the others. Memory: one item per
-    key that was active in the last interval.
+    waits is put out before them, of the same key for a stale book, of all keys for the others. So it is with the
+    partials of tables: what was stale is fresh again with them, all at once. Memory: one item per key that was active
+    in the last interval.
 
     Raises ValueError for an interval that is not a positive, finite number of seconds.
     """
@@ -67,8 +68,8 @@ class Throttle(Operator):
         self._count = 0
 
     def process(self, item: Any) -> Iterable[Any]:
-        if is_mark(item):
-            return self._before_mark(item)
+        if is_mark(item) or is_partial(item):
+            return self._pass(item)
         key = self._key(item)
         interval = self._open.get(key)
         if interval is None:
@@ -103,11 +104,12 @@ class Throttle(Operator):
         self.deadline = None
         return out
 
-    def _before_mark(self, mark: Any) -> list[Any]:
-        if type(mark) is BookUpdate:
-            own = self._open.get(self._key(mark))
-            return [*self._flush([] if own is None else [own]), mark]
-        return [*self._flush(list(self._open.values())), mark]
+    def _pass(self, item: Any) -> list[Any]:
+        """A mark or a partial, behind what waited before it."""
+        if type(item) is BookUpdate:
+            own = self._open.get(self._key(item))
+            return [*self._flush([] if own is None else [own]), item]
+        return [*self._flush(list(self._open.values())), item]
 
     def _flush(self, intervals: list[_Interval]) -> list[Any]:
         waiting = sorted((interval for interval in intervals if interval.item is not _NOTHING), key=attrgetter("order"))

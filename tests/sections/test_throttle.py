@@ -26,6 +26,7 @@ from bitmex_streams.messages import (
 from bitmex_streams.operator import Source
 from bitmex_streams.pipeline import Pipeline
 from bitmex_streams.sections.throttle import Throttle
+from tests.support import change, changes_of_a_table, partial, stale, state_after
 
 SECOND = 1_000_000_000
 
@@ -90,6 +91,21 @@ def test_a_mark_comes_after_what_waited_before_it_and_before_all_that_follows():
 def test_a_stale_book_leaves_the_books_of_others_waiting():
     out = run(Throttle(1), book(0, "A"), book(0, "B"), book(1, "B"), book(2, "A"), book(3, "A", stale=True))
     assert [(item.symbol, item.received) for _, item in out] == [("A", 0), ("B", 0), ("A", 2), ("A", 3), ("B", 1)]
+
+
+@pytest.mark.parametrize("symbol", [None, "A"])
+def test_the_partial_with_which_a_table_is_fresh_again_passes_at_once_and_no_update_takes_its_place(symbol):
+    everything = [stale(1, symbol), partial(2, symbol or "AB", symbol), change(3, "A"), change(4, "A")]
+    out = run(Throttle(0.3), *everything)
+    assert out[:3] == [(item.received, item) for item in everything[:3]]
+    assert [item for _, item in out] == everything
+
+
+def test_a_partial_comes_after_what_waited_before_it_and_before_all_that_follows():
+    items = [change(1, "A"), change(2, "B"), change(3, "A"), change(4, "B"), partial(5, "AB"), change(6, "A")]
+    assert [item for _, item in run(Throttle(1), *items)] == items
+    everything_is_one = Throttle(1, key=lambda item: "all")
+    assert [item.received for _, item in run(everything_is_one, *items)] == [1, 4, 5, 6]
 
 
 def test_marks_are_never_throttled():
@@ -169,6 +185,12 @@ def test_every_mark_stands_between_the_last_item_before_it_and_all_items_after_i
             assert after == sorted(after)
             assert set(after) <= set(before)
             assert after[-1:] == before[-1:]
+
+
+@given(changes_of_a_table, st.sampled_from([2, 5, 1000]))
+def test_who_reads_the_changes_of_a_table_behind_a_throttle_knows_in_the_end_what_the_whole_stream_tells(updates, pace):
+    out = [item for _, item in run(Throttle(pace / SECOND), *updates)]
+    assert state_after(out) == state_after(updates)
 
 
 class Live(Source):

@@ -108,9 +108,10 @@ class Connection(Source):
 
     Gives `Connected`, then a `RawMessage` for every message, in order, and when the connection is lost `Disconnected`;
     `StateLost` where messages became too old to be trusted (topic None), or a topic had to be given up. ``received`` is
-    the arrival at this program (ns UTC), whenever it is consumed. In the middle of a pipeline, the items that come in
-    are sent, at most once each: str as it is, anything else as JSON; while the connection is lost they wait. One
-    Connection can be open once at a time.
+    the arrival at this program (ns UTC), whenever it is consumed; it never goes back and always runs on, so that it is
+    ahead of a wall clock that is set back. In the middle of a pipeline, the items that come in are sent, at most once
+    each: str as it is, anything else as JSON; while the connection is lost they wait. One Connection can be open once
+    at a time.
 
     ``network``: ``"mainnet"``, ``"testnet"``, or a ``ws://`` or ``wss://`` URL.
     ``subscribe``: topics (``table`` or ``table:symbol``) to subscribe to right after the handshake. One that is
@@ -701,12 +702,13 @@ class _Session:
 
     def set_clock(self) -> None:
         """Read the wall clock, once a connection; in between it is trio's, for a step of the one is no step of
-        `received`.
+        `received`. Where it was set back meanwhile, time goes on from what was stamped last: were it to wait for the
+        wall clock, every timer that runs on `received` would stand still as long.
         """
-        self._epoch = time.time_ns() - int(trio.current_time() * 1e9)
+        self._epoch = max(time.time_ns(), self._last) - int(trio.current_time() * 1e9)
 
     def now(self) -> int:
-        """The time (ns), which never goes back."""
+        """The time (ns), which never goes back, and always runs on."""
         self._last = max(self._last, self._epoch + int(trio.current_time() * 1e9))
         return self._last
 

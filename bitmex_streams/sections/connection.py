@@ -689,9 +689,10 @@ class _Session:
             async for item in input:
                 try:
                     text = item if isinstance(item, str) else msgspec.json.encode(item).decode()
+                    text.encode()  # a lone surrogate would fail where nobody knows the item any more
                 except (TypeError, ValueError) as exc:
                     raise TypeError(
-                        f"cannot send {item!r} to {self.connection.url}: send str, or what JSON can hold"
+                        f"cannot send {item!r} to {self.connection.url}: send str that UTF-8 can hold, or what JSON can"
                     ) from exc
                 try:
                     await self.outbox.put(text)

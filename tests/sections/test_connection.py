@@ -512,15 +512,26 @@ async def test_in_the_middle_of_a_pipeline_what_comes_in_is_sent():
     assert exchange.texts == ["ping", '{"op":"subscribe","args":"trade:XBTUSD"}', '["a","list"]']
 
 
-async def test_what_cannot_be_sent_ends_the_stream_with_an_error_that_names_it():
+@pytest.mark.parametrize(
+    "item, named",
+    [
+        (object(), "<object object"),
+        ("half a pair: \ud83d", r"'half a pair: \ud83d'"),
+        (["half a pair: \ud83d"], r"['half a pair: \ud83d']"),
+    ],
+    ids=["no JSON", "no UTF-8", "no UTF-8 in JSON"],
+)
+@pytest.mark.parametrize("transport", ["default", "fast"])
+async def test_what_cannot_be_sent_ends_the_stream_with_an_error_that_names_it(transport, item, named):
     async def commands():
-        yield object()
+        yield item
         await trio.sleep_forever()
 
-    async with ScriptedExchange().open() as url, Connection(url).batches(commands()) as batches:
-        with trio.fail_after(5):
-            _, error = await drain(batches)
-    assert type(error) is TypeError and "cannot send <object object" in str(error)
+    async with ScriptedExchange().open() as url:
+        async with Connection(url, transport=transport).batches(commands()) as batches:
+            with trio.fail_after(5):
+                _, error = await drain(batches)
+    assert type(error) is TypeError and f"cannot send {named}" in str(error) and f"to {url}" in str(error)
 
 
 # --- resync and the loss of state

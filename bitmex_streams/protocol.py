@@ -6,9 +6,10 @@ first two as messages to send; `ClientProtocol.receive` learns the third from wh
 were not sent yet cancel out, what is pending is bounded by the number of topics, and nothing depends on which answer
 comes first.
 
-Until an ``authKeyExpires`` has been answered, topics of private tables wait; one that a lost connection leaves
-unanswered is the first that the next one is sent. The dead man's switch is
-``cancelAllAfter`` on a rhythm: `ClientProtocol.switch_due` says when the next is due, on whatever clock the caller has.
+Until an ``authKeyExpires`` has been answered, topics of private tables wait, but no longer than its time; one that a
+lost connection leaves unanswered is the first that the next one is sent, until `MAX_LOSSES` were lost with it. The dead
+man's switch is ``cancelAllAfter`` on a rhythm: `ClientProtocol.switch_due` says when the next is due, on whatever clock
+the caller has.
 
 Facts of the protocol are from https://www.bitmex.com/app/wsAPI, and from watching tardis-machine's ``ws-replay``.
 """
@@ -27,6 +28,7 @@ from .auth import Credentials
 
 __all__ = [
     "MAX_ARGS",
+    "MAX_LOSSES",
     "PRIVATE_TABLES",
     "PUBLIC_TABLES",
     "SWITCH_INTERVAL",
@@ -55,6 +57,8 @@ MAX_REFUSALS = 1000
 """
 MAX_RETRIES = 3
 """How often a topic that was in force on an earlier connection is asked for again when a later one refuses it."""
+MAX_LOSSES = 3
+"""How many connections may be lost with a command that was sent and not answered, before it is taken for the reason."""
 SWITCH_INTERVAL = 15.0
 """Seconds between one ``cancelAllAfter`` and the next."""
 
@@ -105,14 +109,20 @@ class Authenticated(msgspec.Struct, frozen=True):
 
 class SignIn:
     """An ``authKeyExpires``, from the wish to its answer: the ``credentials`` that sign it are good once they were
-    accepted. One that is not answered before the connection is lost is sent again on the next, signed anew.
+    accepted. One that is not answered before the connection is lost is sent again on the next, signed anew, until
+    `MAX_LOSSES` connections were lost so. ``timeout``: seconds after it was sent for which others are held back.
     """
 
-    def __init__(self, credentials: Credentials) -> None:
+    def __init__(self, credentials: Credentials, timeout: float = inf) -> None:
         self.credentials = credentials
+        self.timeout = timeout
+        self.due = inf
+        """When its time is over (s, on the clock of `ClientProtocol.arm`), once it was sent."""
+        self.losses = 0
+        """How many connections were lost after it was sent, and before its answer."""
         self.answer: Authenticated | None = None
         self.given_up = False
-        """Whether nobody waits for the answer any more: nothing is held back for it, and it is not sent again."""
+        """Whether its answer is waited for no longer: nothing is held back for it, and it is not sent again."""
 
 
 class SwitchSet(msgspec.Struct, frozen=True):
@@ -167,7 +177,9 @@ _decode_rows = msgspec.json.Decoder(list[_Row]).decode
 class _Topic:
     """One topic's state; this module's top explains the three."""
 
-    __slots__ = ("again", "asked_at", "due", "gap", "held", "proven", "retries", "sent", "unanswered", "wanted")
+    __slots__ = (
+        "again", "asked_at", "due", "gap", "held", "losses", "proven", "retries", "sent", "unanswered", "wanted"
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.wanted = self.sent = self.held = False
@@ -177,6 +189,7 @@ class _Topic:
         self.gap = 0.0  # how long to wait before it is asked for anew once more
         self.proven = False  # it was held, on this connection or an earlier one
         self.retries = 0  # how often it was refused since
+        self.losses = 0  # how many connections were lost after it was asked for, and before an answer
         self.unanswered: deque[Op] = deque(maxlen=8)  # bounded: some servers never answer
 
 
@@ -306,9 +319,11 @@ class ClientProtocol:
         self._later.pop(name, None)
         self._changed[name] = None
 
-    def authenticate(self, credentials: Credentials) -> SignIn:
-        """Authenticate with ``credentials``; ``authKeyExpires`` is signed when its turn comes to be sent."""
-        sign_in = SignIn(credentials)
+    def authenticate(self, credentials: Credentials, timeout: float = inf) -> SignIn:
+        """Authenticate with ``credentials``; ``authKeyExpires`` is signed when its turn comes to be sent. Nothing is
+        held back for it longer than ``timeout`` seconds after that.
+        """
+        sign_in = SignIn(credentials, timeout)
         self._sign_ins.append(sign_in)
         return sign_in
 
@@ -332,7 +347,14 @@ class ClientProtocol:
     @property
     def due(self) -> float:
         """When `commands` has something to say by itself (s, on the clock of `arm`); inf: never."""
-        return min([self.switch_due, *(self._topics[name].due for name in self._later), *self._partials.values()])
+        return min(
+            [
+                self.switch_due,
+                *(self._topics[name].due for name in self._later),
+                *self._partials.values(),
+                *(sign_in.due for sign_in in self._signing if not sign_in.given_up),
+            ]
+        )
 
     def overdue(self, now: float) -> list[str]:
         """The topics whose partial has not come `PARTIAL_TIMEOUT` seconds after they were acknowledged; each is told
@@ -376,6 +398,13 @@ class ClientProtocol:
         state = self._topics.get(topic)
         return state is None or (topic not in self._changed and not state.unanswered)
 
+    def losses(self, topic: str) -> int:
+        """How many connections were lost after ``topic`` was asked for, and before an answer; only its growth says
+        something.
+        """
+        state = self._topics.get(topic)
+        return 0 if state is None else state.losses
+
     def refusal(self, topic: str) -> Refused | None:
         """The last refusal concerning ``topic``, unless it was asked for again, or a thousand others were refused."""
         return self._refusals.get(topic)
@@ -389,6 +418,7 @@ class ClientProtocol:
         self._topics = {name: topic for name, topic in self._topics.items() if topic.wanted}
         for topic in self._topics.values():
             topic.sent = topic.held = topic.again = False
+            topic.losses += bool(topic.unanswered)
             topic.unanswered.clear()
             topic.retries = 0
         self._later.clear()
@@ -396,6 +426,9 @@ class ClientProtocol:
         self._changed = dict.fromkeys(self._topics)
         self._awaited = frozenset()
         self.acknowledges = self.greeted = self._mute = False
+        for sign_in in self._signing:
+            sign_in.losses += 1
+            sign_in.given_up = sign_in.given_up or sign_in.losses >= MAX_LOSSES
         self._sign_ins.extendleft(sign_in for sign_in in reversed(self._signing) if not sign_in.given_up)
         self._signing.clear()
         self.signed_in = self.armed = self._disarming = False
@@ -413,9 +446,12 @@ class ClientProtocol:
         for name in [name for name in self._later if self._topics[name].due <= now or now == -inf]:
             del self._later[name]
             self._changed[name] = None
+        for sign_in in self._signing:
+            sign_in.given_up = sign_in.given_up or sign_in.due <= now
         while self._sign_ins:
             sign_in = self._sign_ins.popleft()
             first.append(sign_in.credentials.command())
+            sign_in.due = now + sign_in.timeout if now != -inf else inf
             self._signing.append(sign_in)
         waits = self.authenticating and not self.signed_in
         timeout = 0 if self._disarming else SWITCH_TIMEOUT if now >= self._switch_due and not waits else None

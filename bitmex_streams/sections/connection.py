@@ -30,6 +30,7 @@ from ..messages import Connected, Disconnected, RawMessage, StateLost
 from ..nurseries import background
 from ..operator import Source
 from ..protocol import (
+    MAX_LOSSES,
     PRIVATE_TABLES,
     PUBLIC_TABLES,
     Acknowledged,
@@ -311,11 +312,12 @@ class Connection(Source):
 
         Topics of private tables that are subscribed meanwhile are sent behind the answer. The handshakes of later
         connections are signed so once it was accepted, and until then as before; where the connection is lost before
-        the answer has come, the next one is asked. Cancelling the wait leaves the command in force.
+        the answer has come, the next one is asked, up to three in all. Cancelling the wait leaves the command in force,
+        which holds private topics back for ``subscribe_timeout`` after it was sent, and no longer.
 
         Raises `AuthenticationError` where it is refused, or not answered within ``subscribe_timeout`` on a connection
-        that stands: then the stream goes on as before. `ConnectionClosed` when the connection has ended, ValueError for
-        what cannot be a key.
+        that stands, or where the connection was lost each of the three times that it was sent: then the stream goes on
+        as before. `ConnectionClosed` when the connection has ended, ValueError for what cannot be a key.
         """
         credentials = Credentials(api_key, api_secret)
         self._hidden.append(credentials)  # from now on, wherever it is repeated
@@ -335,9 +337,9 @@ class Connection(Source):
                 raise error
 
     async def _sign_in(self, credentials: Credentials, since: float) -> Authenticated:
-        sign_in = self._protocol.authenticate(credentials)
+        sign_in = self._protocol.authenticate(credentials, self.subscribe_timeout)
         self._wake_writer()
-        while sign_in.answer is None:
+        while sign_in.answer is None and not sign_in.given_up:
             try:
                 self._check_open()
             except ConnectionClosed:
@@ -348,8 +350,13 @@ class Connection(Source):
                 continue
             self._protocol.give_up(sign_in)
             self._wake_writer()
-            raise AuthenticationError(f"{self.url} has not answered authKeyExpires in {self.subscribe_timeout:g} s")
-        return sign_in.answer
+        if sign_in.answer is not None:
+            return sign_in.answer
+        if sign_in.losses >= MAX_LOSSES:
+            raise AuthenticationError(
+                f"the connection to {self.url} was lost each of the {MAX_LOSSES} times that authKeyExpires was sent"
+            )
+        raise AuthenticationError(f"{self.url} has not answered authKeyExpires in {self.subscribe_timeout:g} s")
 
     async def subscribe(self, *topics: str) -> None:
         """Subscribe to topics (``table`` or ``table:symbol``) and wait until the server has answered for each.
@@ -360,9 +367,10 @@ class Connection(Source):
         ``trade``) is satisfied by that one, and not remembered beside it; subscribing to ``trade`` first gives up
         ``trade:XBTUSD``.
 
-        Cancelling the wait leaves the command in force, and so does a timeout. Raises `SubscriptionError` when the
-        server refuses or does not answer within ``subscribe_timeout``, `ConnectionClosed` when the connection has
-        ended, ValueError for what is no topic.
+        Cancelling the wait leaves the command in force, and so does a timeout, or a connection that is lost. Raises
+        `SubscriptionError` when the server refuses, or does not answer within ``subscribe_timeout`` on a connection
+        that stands, or where the connection was lost each of the three times that a topic was sent; `ConnectionClosed`
+        when the connection has ended, ValueError for what is no topic.
         """
         await self._settle(self._protocol.subscribe, topics)
 
@@ -498,11 +506,18 @@ class Connection(Source):
         self._check_open()
         complaint = self._protocol.complaint
         asked = ask(topics)
+        losses = {topic: self._protocol.losses(topic) for topic in asked}
         self._wake_writer()
         since = trio.current_time()
         await trio.lowlevel.checkpoint()
         while waiting := [topic for topic in asked if not self._protocol.settled(topic)]:
             self._check_open()
+            if lost := [topic for topic in waiting if self._protocol.losses(topic) >= losses[topic] + MAX_LOSSES]:
+                raise SubscriptionError(
+                    f"the connection to {self.url} was lost each of the {MAX_LOSSES} times that it was asked for "
+                    f"{', '.join(lost)}; the command stays in force",
+                    topic=lost[0],
+                )
             with trio.CancelScope(deadline=self._answer_deadline(since)):
                 await self._news.park()
                 continue
@@ -771,6 +786,7 @@ class _Link:
                 finally:
                     await self.transport.aclose()
             self.protocol.disconnected()  # not before: the writer has just sent the last of what was queued
+            self.connection._news.unpark_all()  # those who wait for an answer that was lost too often
             nursery.cancel_scope.cancel()
 
     def wake_writer(self) -> None:

@@ -29,6 +29,7 @@ from .auth import Credentials
 __all__ = [
     "MAX_ARGS",
     "MAX_LOSSES",
+    "MAX_UNASKED",
     "PRIVATE_TABLES",
     "PUBLIC_TABLES",
     "SWITCH_INTERVAL",
@@ -55,6 +56,8 @@ PARTIAL_TIMEOUT = 30.0
 MAX_REFUSALS = 1000
 """How many refusals are remembered: more than a single read can bring, before those who wait for theirs have seen it.
 """
+MAX_UNASKED = 1000
+"""How many topics are taken for wanted that the server acknowledges though this client has not asked for them."""
 MAX_RETRIES = 3
 """How often a topic that was in force on an earlier connection is asked for again when a later one refuses it."""
 MAX_LOSSES = 3
@@ -83,6 +86,8 @@ class Acknowledged(msgspec.Struct, frozen=True):
 
     op: Op
     topic: str
+    ignored: bool = False
+    """Whether nobody has asked for the topic, and `MAX_UNASKED` of that kind are known already."""
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -244,6 +249,7 @@ class ClientProtocol:
         self._changed: dict[str, None] = {}  # a set that keeps its order
         self._later: dict[str, None] = {}  # those that wait until they are due
         self._partials: dict[str, float] = {}  # topics whose partial has not come, and when it is overdue
+        self._unasked: set[str] = set()  # topics that are wanted because the server says that it holds them
         self._awaited: frozenset[str] = frozenset()  # tables whose data may answer a subscription
 
     # --- what the user wants ---
@@ -314,6 +320,7 @@ class ClientProtocol:
     def _want(self, name: str, wanted: bool) -> None:
         topic = self._topics.setdefault(name, _Topic())
         topic.wanted, topic.retries = wanted, 0
+        self._unasked.discard(name)
         self._refusals.pop(name, None)
         topic.proven = topic.proven and wanted
         self._later.pop(name, None)
@@ -507,7 +514,7 @@ class ClientProtocol:
                 self._take_sign_in(answer)
             elif isinstance(answer, SwitchSet):
                 self._take_switch(answer)
-            else:
+            elif isinstance(answer, Refused) or not answer.ignored:
                 self._take_answer(answer, now, by_data=message.table is not None)
         if answers:
             self.acknowledges = self.acknowledges or message.table is None
@@ -535,7 +542,8 @@ class ClientProtocol:
                 cancel_time = message.cancelTime if isinstance(message.cancelTime, str) else None
                 yield SwitchSet(cancel_time, timeout=timeout)
         elif message.subscribe is not None and message.success is not False:
-            yield Acknowledged("subscribe", message.subscribe)
+            name = message.subscribe
+            yield Acknowledged("subscribe", name, name not in self._topics and len(self._unasked) >= MAX_UNASKED)
         elif message.unsubscribe is not None and message.success is not False:
             yield Acknowledged("unsubscribe", message.unsubscribe)
         elif message.error is not None:
@@ -638,6 +646,8 @@ class ClientProtocol:
         if topic.held:
             topic.proven, topic.retries = True, 0
         if not awaited and not topic.unanswered and name not in self._changed:
+            if topic.held and not topic.wanted:
+                self._unasked.add(name)
             topic.wanted = topic.sent = topic.held  # asked for in the URL, or by a command of the user's own making
 
     def _await_partial(self, answer: Acknowledged | Refused, now: float, awaited: bool, by_data: bool) -> None:
@@ -661,6 +671,7 @@ class ClientProtocol:
             if topic.wanted or topic.held or topic.unanswered or name in self._changed
         }
         self._later = {name: None for name in self._later if name in self._topics}
+        self._unasked &= self._topics.keys()
         # Where commands are acknowledged, data says nothing: it may still be of an earlier, overlapping subscription.
         self._awaited = frozenset(
             name.partition(":")[0]

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from bitmex_streams.protocol import (
     MAX_ARGS,
     MAX_REFUSALS,
+    MAX_UNASKED,
     PRIVATE_TABLES,
     PUBLIC_TABLES,
     SWITCH_INTERVAL,
@@ -518,6 +519,42 @@ def test_a_subscription_in_the_url_is_known_from_its_acknowledgement(protocol):
     assert protocol.subscriptions == {"trade:XBTUSD"}
     protocol.unsubscribe(["trade:XBTUSD"])
     assert commands(protocol) == [("unsubscribe", ["trade:XBTUSD"])]
+
+
+def test_acknowledgements_that_nobody_asked_for_are_wanted_up_to_a_bound(protocol):
+    for number in range(3 * MAX_UNASKED):
+        (answer,) = acknowledge(protocol, "subscribe", f"trade:S{number}")
+        assert answer.ignored == (number >= MAX_UNASKED)
+    kept = {f"trade:S{number}" for number in range(MAX_UNASKED)}
+    assert protocol.subscriptions == kept
+    for _ in range(2):  # also when they are acknowledged as asked for
+        protocol.disconnected()
+        assert {topic for _, topics in commands(protocol) for topic in topics} == kept
+        for topic in kept:
+            acknowledge(protocol, "subscribe", topic)
+        assert acknowledge(protocol, "subscribe", "trade:one-more")[0].ignored and protocol.subscriptions == kept
+
+
+def test_what_was_asked_for_is_wanted_however_many_were_not(protocol):
+    for number in range(MAX_UNASKED):
+        acknowledge(protocol, "subscribe", f"trade:S{number}")
+    protocol.subscribe(["quote"])
+    commands(protocol)
+    assert not acknowledge(protocol, "subscribe", "quote")[0].ignored and "quote" in protocol.subscriptions
+    assert acknowledge(protocol, "subscribe", "funding")[0].ignored
+
+
+@pytest.mark.parametrize("way", ["by the client", "by the server", "by a topic that covers all"])
+def test_an_unasked_topic_that_is_given_up_makes_room_for_another(protocol, way):
+    for number in range(MAX_UNASKED):
+        acknowledge(protocol, "subscribe", f"trade:S{number}")
+    if way == "by the client":
+        protocol.unsubscribe(["trade:S7"])
+    elif way == "by a topic that covers all":
+        protocol.subscribe(["trade"])
+    commands(protocol)
+    acknowledge(protocol, "unsubscribe", "trade:S7")
+    assert not acknowledge(protocol, "subscribe", "quote")[0].ignored and "quote" in protocol.subscriptions
 
 
 def test_after_a_disconnect_what_is_wanted_is_sent_again_and_nothing_is_in_force(protocol):

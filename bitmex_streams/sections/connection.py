@@ -31,6 +31,7 @@ from ..nurseries import background
 from ..operator import Source
 from ..protocol import (
     MAX_LOSSES,
+    MAX_UNASKED,
     PRIVATE_TABLES,
     PUBLIC_TABLES,
     Acknowledged,
@@ -243,6 +244,7 @@ class Connection(Source):
         self._session: _Session | None = None
         self._ended = False
         self._failure: Exception | None = None  # what ended the last session
+        self._told_of_unasked = False  # the log was, that topics are ignored which nobody has asked for
         self._watchers: list[LostCallback] = []
         self._news = trio.lowlevel.ParkingLot()  # something that `_settle` waits for may have come about
         topics = [check_topic(topic) for topic in ([subscribe] if isinstance(subscribe, str) else subscribe)]
@@ -928,7 +930,15 @@ class _Link:
                 log.error("%s", reason)
                 session.put_mark(StateLost(session.now(), connection.source, reason, answer.topic))
         elif isinstance(answer, Acknowledged):
-            if answer.op == "subscribe":
+            if answer.ignored:
+                if not connection._told_of_unasked:
+                    connection._told_of_unasked = True
+                    log.warning(
+                        "%s acknowledges topics that nobody has asked for: %d of them are kept, %.80r and all later "
+                        "ones are ignored",
+                        connection.url, MAX_UNASKED, answer.topic,
+                    )  # fmt: skip
+            elif answer.op == "subscribe":
                 connection._required.discard(answer.topic)
         elif isinstance(answer, Authenticated):
             connection._credentials = self.protocol.accepted or connection._credentials

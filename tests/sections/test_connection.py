@@ -22,6 +22,7 @@ from bitmex_streams.coverage import CONNECTING
 from bitmex_streams.errors import ConnectionClosed, ConnectionFailed, SubscriptionError
 from bitmex_streams.messages import Connected, Disconnected, RawMessage, StateLost
 from bitmex_streams.pipeline import Pipeline
+from bitmex_streams.protocol import MAX_UNASKED
 from bitmex_streams.sections.connection import NETWORKS
 from bitmex_streams.sections.connection import Connection as _Connection
 from tests.servers import (
@@ -510,6 +511,19 @@ async def test_in_the_middle_of_a_pipeline_what_comes_in_is_sent():
                 await eventually(lambda: len(exchange.texts) == 3)
             assert connection.subscriptions == {"trade:XBTUSD"}
     assert exchange.texts == ["ping", '{"op":"subscribe","args":"trade:XBTUSD"}', '["a","list"]']
+
+
+async def test_acknowledgements_that_nobody_asked_for_are_ignored_beyond_a_bound_and_told_once(autojump_clock, caplog):
+    exchange = ScriptedExchange()
+    async with in_memory(exchange, subscribe=["quote"]) as connection, reading(connection) as items:
+        for number in range(MAX_UNASKED + 50):
+            await exchange.send({"success": True, "subscribe": f"trade:S{number}"})
+        await eventually(lambda: items and f"S{MAX_UNASKED + 49}" in getattr(items[-1], "data", ""))
+        assert connection.stats.subscriptions == MAX_UNASKED + 1 and connection.connected
+        await connection.subscribe("funding"), "what is asked for is not ignored"
+        assert {"quote", "funding", f"trade:S{MAX_UNASKED - 1}"} < connection.subscriptions
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert f"{MAX_UNASKED} of them are kept, 'trade:S{MAX_UNASKED}' and all later ones" in warning.getMessage()
 
 
 @pytest.mark.parametrize(

@@ -63,7 +63,7 @@ class ConnectionClosed(BitMEXStreamsError):
 
 
 class AuthenticationError(BitMEXStreamsError):
-    """The exchange refused the API key, its signature, or the clock by which it was signed.
+    """The exchange refused the API key, its signature, or the clock by which it was signed; or it has not answered.
 
     ``reason`` says which: ``"key"`` (unknown, disabled, or not allowed from this address), ``"signature"`` (the
     secret is not the key's), ``"clock"`` (this computer's clock is wrong, or the request was too long under way),
@@ -84,7 +84,7 @@ class AuthenticationError(BitMEXStreamsError):
 
 
 class SubscriptionError(BitMEXStreamsError):
-    """The exchange refused a subscription, or did not answer it in time.
+    """The exchange refused a subscription, did not answer it in time, or was lost each time before it had answered.
 
     ``topic`` (str) is the topic in question; ``status`` (int) the exchange's status code, None where there was no
     answer. An error that came while the answer was waited for, and did not say what it was about (a rate limit,

@@ -6,9 +6,10 @@ first two as messages to send; `ClientProtocol.receive` learns the third from wh
 were not sent yet cancel out, what is pending is bounded by the number of topics, and nothing depends on which answer
 comes first.
 
-Until an ``authKeyExpires`` has been answered, topics of private tables wait; one that a lost connection leaves
-unanswered is the first that the next one is sent. The dead man's switch is
-``cancelAllAfter`` on a rhythm: `ClientProtocol.switch_due` says when the next is due, on whatever clock the caller has.
+Until an ``authKeyExpires`` has been answered, topics of private tables wait, but no longer than its time; one that a
+lost connection leaves unanswered is the first that the next one is sent, until `MAX_LOSSES` were lost with it. The dead
+man's switch is ``cancelAllAfter`` on a rhythm: `ClientProtocol.switch_due` says when the next is due, on whatever clock
+the caller has.
 
 Facts of the protocol are from https://www.bitmex.com/app/wsAPI, and from watching tardis-machine's ``ws-replay``.
 """
@@ -27,6 +28,8 @@ from .auth import Credentials
 
 __all__ = [
     "MAX_ARGS",
+    "MAX_LOSSES",
+    "MAX_UNASKED",
     "PRIVATE_TABLES",
     "PUBLIC_TABLES",
     "SWITCH_INTERVAL",
@@ -53,8 +56,12 @@ PARTIAL_TIMEOUT = 30.0
 MAX_REFUSALS = 1000
 """How many refusals are remembered: more than a single read can bring, before those who wait for theirs have seen it.
 """
+MAX_UNASKED = 1000
+"""How many topics are taken for wanted that the server acknowledges though this client has not asked for them."""
 MAX_RETRIES = 3
 """How often a topic that was in force on an earlier connection is asked for again when a later one refuses it."""
+MAX_LOSSES = 3
+"""How many connections may be lost with a command that was sent and not answered, before it is taken for the reason."""
 SWITCH_INTERVAL = 15.0
 """Seconds between one ``cancelAllAfter`` and the next."""
 
@@ -79,6 +86,8 @@ class Acknowledged(msgspec.Struct, frozen=True):
 
     op: Op
     topic: str
+    ignored: bool = False
+    """Whether nobody has asked for the topic, and `MAX_UNASKED` of that kind are known already."""
 
 
 class Refused(msgspec.Struct, frozen=True):
@@ -105,14 +114,20 @@ class Authenticated(msgspec.Struct, frozen=True):
 
 class SignIn:
     """An ``authKeyExpires``, from the wish to its answer: the ``credentials`` that sign it are good once they were
-    accepted. One that is not answered before the connection is lost is sent again on the next, signed anew.
+    accepted. One that is not answered before the connection is lost is sent again on the next, signed anew, until
+    `MAX_LOSSES` connections were lost so. ``timeout``: seconds after it was sent for which others are held back.
     """
 
-    def __init__(self, credentials: Credentials) -> None:
+    def __init__(self, credentials: Credentials, timeout: float = inf) -> None:
         self.credentials = credentials
+        self.timeout = timeout
+        self.due = inf
+        """When its time is over (s, on the clock of `ClientProtocol.arm`), once it was sent."""
+        self.losses = 0
+        """How many connections were lost after it was sent, and before its answer."""
         self.answer: Authenticated | None = None
         self.given_up = False
-        """Whether nobody waits for the answer any more: nothing is held back for it, and it is not sent again."""
+        """Whether its answer is waited for no longer: nothing is held back for it, and it is not sent again."""
 
 
 class SwitchSet(msgspec.Struct, frozen=True):
@@ -167,7 +182,9 @@ _decode_rows = msgspec.json.Decoder(list[_Row]).decode
 class _Topic:
     """One topic's state; this module's top explains the three."""
 
-    __slots__ = ("again", "asked_at", "due", "gap", "held", "proven", "retries", "sent", "unanswered", "wanted")
+    __slots__ = (
+        "again", "asked_at", "due", "gap", "held", "losses", "proven", "retries", "sent", "unanswered", "wanted"
+    )  # fmt: skip
 
     def __init__(self) -> None:
         self.wanted = self.sent = self.held = False
@@ -177,6 +194,7 @@ class _Topic:
         self.gap = 0.0  # how long to wait before it is asked for anew once more
         self.proven = False  # it was held, on this connection or an earlier one
         self.retries = 0  # how often it was refused since
+        self.losses = 0  # how many connections were lost after it was asked for, and before an answer
         self.unanswered: deque[Op] = deque(maxlen=8)  # bounded: some servers never answer
 
 
@@ -231,6 +249,7 @@ class ClientProtocol:
         self._changed: dict[str, None] = {}  # a set that keeps its order
         self._later: dict[str, None] = {}  # those that wait until they are due
         self._partials: dict[str, float] = {}  # topics whose partial has not come, and when it is overdue
+        self._unasked: set[str] = set()  # topics that are wanted because the server says that it holds them
         self._awaited: frozenset[str] = frozenset()  # tables whose data may answer a subscription
 
     # --- what the user wants ---
@@ -301,14 +320,17 @@ class ClientProtocol:
     def _want(self, name: str, wanted: bool) -> None:
         topic = self._topics.setdefault(name, _Topic())
         topic.wanted, topic.retries = wanted, 0
+        self._unasked.discard(name)
         self._refusals.pop(name, None)
         topic.proven = topic.proven and wanted
         self._later.pop(name, None)
         self._changed[name] = None
 
-    def authenticate(self, credentials: Credentials) -> SignIn:
-        """Authenticate with ``credentials``; ``authKeyExpires`` is signed when its turn comes to be sent."""
-        sign_in = SignIn(credentials)
+    def authenticate(self, credentials: Credentials, timeout: float = inf) -> SignIn:
+        """Authenticate with ``credentials``; ``authKeyExpires`` is signed when its turn comes to be sent. Nothing is
+        held back for it longer than ``timeout`` seconds after that.
+        """
+        sign_in = SignIn(credentials, timeout)
         self._sign_ins.append(sign_in)
         return sign_in
 
@@ -332,7 +354,14 @@ class ClientProtocol:
     @property
     def due(self) -> float:
         """When `commands` has something to say by itself (s, on the clock of `arm`); inf: never."""
-        return min([self.switch_due, *(self._topics[name].due for name in self._later), *self._partials.values()])
+        return min(
+            [
+                self.switch_due,
+                *(self._topics[name].due for name in self._later),
+                *self._partials.values(),
+                *(sign_in.due for sign_in in self._signing if not sign_in.given_up),
+            ]
+        )
 
     def overdue(self, now: float) -> list[str]:
         """The topics whose partial has not come `PARTIAL_TIMEOUT` seconds after they were acknowledged; each is told
@@ -376,6 +405,13 @@ class ClientProtocol:
         state = self._topics.get(topic)
         return state is None or (topic not in self._changed and not state.unanswered)
 
+    def losses(self, topic: str) -> int:
+        """How many connections were lost after ``topic`` was asked for, and before an answer; only its growth says
+        something.
+        """
+        state = self._topics.get(topic)
+        return 0 if state is None else state.losses
+
     def refusal(self, topic: str) -> Refused | None:
         """The last refusal concerning ``topic``, unless it was asked for again, or a thousand others were refused."""
         return self._refusals.get(topic)
@@ -389,6 +425,7 @@ class ClientProtocol:
         self._topics = {name: topic for name, topic in self._topics.items() if topic.wanted}
         for topic in self._topics.values():
             topic.sent = topic.held = topic.again = False
+            topic.losses += bool(topic.unanswered)
             topic.unanswered.clear()
             topic.retries = 0
         self._later.clear()
@@ -396,6 +433,9 @@ class ClientProtocol:
         self._changed = dict.fromkeys(self._topics)
         self._awaited = frozenset()
         self.acknowledges = self.greeted = self._mute = False
+        for sign_in in self._signing:
+            sign_in.losses += 1
+            sign_in.given_up = sign_in.given_up or sign_in.losses >= MAX_LOSSES
         self._sign_ins.extendleft(sign_in for sign_in in reversed(self._signing) if not sign_in.given_up)
         self._signing.clear()
         self.signed_in = self.armed = self._disarming = False
@@ -413,9 +453,12 @@ class ClientProtocol:
         for name in [name for name in self._later if self._topics[name].due <= now or now == -inf]:
             del self._later[name]
             self._changed[name] = None
+        for sign_in in self._signing:
+            sign_in.given_up = sign_in.given_up or sign_in.due <= now
         while self._sign_ins:
             sign_in = self._sign_ins.popleft()
             first.append(sign_in.credentials.command())
+            sign_in.due = now + sign_in.timeout if now != -inf else inf
             self._signing.append(sign_in)
         waits = self.authenticating and not self.signed_in
         timeout = 0 if self._disarming else SWITCH_TIMEOUT if now >= self._switch_due and not waits else None
@@ -471,7 +514,7 @@ class ClientProtocol:
                 self._take_sign_in(answer)
             elif isinstance(answer, SwitchSet):
                 self._take_switch(answer)
-            else:
+            elif isinstance(answer, Refused) or not answer.ignored:
                 self._take_answer(answer, now, by_data=message.table is not None)
         if answers:
             self.acknowledges = self.acknowledges or message.table is None
@@ -499,7 +542,8 @@ class ClientProtocol:
                 cancel_time = message.cancelTime if isinstance(message.cancelTime, str) else None
                 yield SwitchSet(cancel_time, timeout=timeout)
         elif message.subscribe is not None and message.success is not False:
-            yield Acknowledged("subscribe", message.subscribe)
+            name = message.subscribe
+            yield Acknowledged("subscribe", name, name not in self._topics and len(self._unasked) >= MAX_UNASKED)
         elif message.unsubscribe is not None and message.success is not False:
             yield Acknowledged("unsubscribe", message.unsubscribe)
         elif message.error is not None:
@@ -602,6 +646,8 @@ class ClientProtocol:
         if topic.held:
             topic.proven, topic.retries = True, 0
         if not awaited and not topic.unanswered and name not in self._changed:
+            if topic.held and not topic.wanted:
+                self._unasked.add(name)
             topic.wanted = topic.sent = topic.held  # asked for in the URL, or by a command of the user's own making
 
     def _await_partial(self, answer: Acknowledged | Refused, now: float, awaited: bool, by_data: bool) -> None:
@@ -625,6 +671,7 @@ class ClientProtocol:
             if topic.wanted or topic.held or topic.unanswered or name in self._changed
         }
         self._later = {name: None for name in self._later if name in self._topics}
+        self._unasked &= self._topics.keys()
         # Where commands are acknowledged, data says nothing: it may still be of an earlier, overlapping subscription.
         self._awaited = frozenset(
             name.partition(":")[0]

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from math import inf
 
 import pytest
 from hypothesis import given, settings
@@ -10,6 +11,7 @@ from hypothesis import strategies as st
 from bitmex_streams.protocol import (
     MAX_ARGS,
     MAX_REFUSALS,
+    MAX_UNASKED,
     PRIVATE_TABLES,
     PUBLIC_TABLES,
     SWITCH_INTERVAL,
@@ -80,7 +82,7 @@ def test_a_partial_that_does_not_come_is_overdue_once(protocol):
     assert protocol.due == 35.0 and protocol.overdue(34.9) == []
     protocol.receive(json.dumps(partial_of("quote:XBTUSD"), separators=(",", ":")), 6.0)
     assert protocol.overdue(35.0) == ["trade"]
-    assert protocol.overdue(99.0) == [] and protocol.due == float("inf")
+    assert protocol.overdue(99.0) == [] and protocol.due == inf
 
 
 def send_partial(protocol, topic, now, **changes):
@@ -131,7 +133,7 @@ def test_no_partial_is_waited_for_of_a_topic_that_is_refused(protocol):
     protocol.subscribe(["trade"])
     protocol.commands(0.0)
     refuse(protocol, "Unknown table", "trade")
-    assert protocol.overdue(float("inf")) == [] and protocol.due == float("inf")
+    assert protocol.overdue(inf) == [] and protocol.due == inf
 
 
 def test_no_partial_is_waited_for_of_what_was_given_up_or_is_of_another_connection(protocol):
@@ -214,6 +216,8 @@ def test_a_sign_in_that_a_lost_connection_left_unanswered_is_the_first_that_the_
     protocol.disconnected()
     assert protocol.authenticating and sign_in.answer is None
     assert protocol.commands() == [SIGN_IN], "and private topics wait"
+    protocol.disconnected()
+    assert protocol.commands() == [SIGN_IN], "again"
     answer_sign_in(protocol, success=True)
     assert sign_in.answer == Authenticated() and protocol.accepted is SIGNS
     assert commands(protocol) == [("subscribe", ["order"])]
@@ -230,6 +234,62 @@ def test_a_sign_in_that_was_answered_or_given_up_is_of_one_connection(protocol):
     assert not protocol.authenticating
     protocol.disconnected()
     assert protocol.commands() == [] and not protocol.authenticating
+
+
+def test_a_sign_in_is_withdrawn_when_three_connections_were_lost_with_it(protocol):
+    sign_in, later = protocol.authenticate(SIGNS), None
+    protocol.subscribe(["order"])
+    for attempt in range(3):
+        assert not sign_in.given_up
+        later = later or (protocol.authenticate(SIGNS) if attempt else None)
+        assert protocol.commands() == [SIGN_IN] * (1 + bool(later)), "and the private topic waits"
+        protocol.disconnected()
+    assert sign_in.given_up and sign_in.answer is None
+    assert not later.given_up and protocol.commands() == [SIGN_IN], "each is counted for itself"
+    protocol.disconnected()
+    assert later.given_up and not protocol.authenticating and commands(protocol) == [("subscribe", ["order"])]
+
+
+def test_connections_that_are_lost_before_a_sign_in_was_sent_do_not_count_for_it(protocol):
+    sign_in = protocol.authenticate(SIGNS)
+    for _ in range(5):
+        protocol.disconnected()
+    assert not sign_in.given_up and protocol.commands() == [SIGN_IN]
+
+
+def test_a_sign_in_holds_nothing_back_when_its_time_is_over(protocol):
+    protocol.authenticate(SIGNS, 10.0)
+    protocol.subscribe(["order"])
+    protocol.arm(0.0)
+    assert protocol.due == inf and protocol.commands(5.0) == [SIGN_IN]
+    assert protocol.due == 15.0 and protocol.commands(14.9) == []
+    protocol.disconnected()
+    protocol.arm(20.0)
+    assert protocol.due == inf and protocol.commands(20.0) == [SIGN_IN], "it is given as long once more"
+    assert protocol.due == 30.0
+    switch, *rest = protocol.commands(30.0)
+    assert switch == '{"op":"cancelAllAfter","args":60000}' and rest == ['{"op":"subscribe","args":["order"]}']
+    assert not protocol.authenticating and protocol.due == 45.0
+    answer_sign_in(protocol, success=True)
+    assert protocol.signed_in and protocol.accepted is SIGNS, "should it still come, it counts"
+
+
+def test_a_sign_in_that_was_answered_is_due_no_more(protocol):
+    protocol.authenticate(SIGNS, 10.0)
+    protocol.commands(0.0)
+    answer_sign_in(protocol, success=True)
+    assert protocol.due == inf
+
+
+def test_of_a_topic_is_known_how_many_connections_were_lost_with_it_unanswered(protocol):
+    protocol.subscribe(["trade", "quote"])
+    protocol.disconnected()
+    assert protocol.losses("trade") == 0, "it was not sent"
+    for _ in range(2):
+        protocol.commands()
+        acknowledge(protocol, "subscribe", "trade")
+        protocol.disconnected()
+    assert protocol.losses("trade") == 0 and protocol.losses("quote") == 2 and protocol.losses("funding") == 0
 
 
 def test_of_several_sign_ins_each_gets_its_own_answer(protocol):
@@ -262,7 +322,7 @@ def answer_switch(protocol, cancel_time, args=60000, **answer):
 
 
 def test_the_switch_is_set_at_once_and_then_on_its_rhythm(protocol):
-    assert protocol.commands(100.0) == [] and protocol.switch_due == float("inf")
+    assert protocol.commands(100.0) == [] and protocol.switch_due == inf
     protocol.arm(100.0)
     assert protocol.switch_due == 100.0
     assert protocol.commands(100.0) == ['{"op":"cancelAllAfter","args":60000}']
@@ -353,7 +413,7 @@ def test_what_waited_for_a_sign_in_that_nobody_answers_goes_on_the_wire_in_the_e
 def test_the_switch_waits_for_a_sign_in(protocol):
     protocol.authenticate(SIGNS)
     protocol.arm(0.0)
-    assert protocol.switch_due == float("inf")
+    assert protocol.switch_due == inf
     assert protocol.commands(0.0) == [SIGN_IN]
     answer_sign_in(protocol, success=True)
     assert protocol.switch_due == 0.0
@@ -459,6 +519,42 @@ def test_a_subscription_in_the_url_is_known_from_its_acknowledgement(protocol):
     assert protocol.subscriptions == {"trade:XBTUSD"}
     protocol.unsubscribe(["trade:XBTUSD"])
     assert commands(protocol) == [("unsubscribe", ["trade:XBTUSD"])]
+
+
+def test_acknowledgements_that_nobody_asked_for_are_wanted_up_to_a_bound(protocol):
+    for number in range(3 * MAX_UNASKED):
+        (answer,) = acknowledge(protocol, "subscribe", f"trade:S{number}")
+        assert answer.ignored == (number >= MAX_UNASKED)
+    kept = {f"trade:S{number}" for number in range(MAX_UNASKED)}
+    assert protocol.subscriptions == kept
+    for _ in range(2):  # also when they are acknowledged as asked for
+        protocol.disconnected()
+        assert {topic for _, topics in commands(protocol) for topic in topics} == kept
+        for topic in kept:
+            acknowledge(protocol, "subscribe", topic)
+        assert acknowledge(protocol, "subscribe", "trade:one-more")[0].ignored and protocol.subscriptions == kept
+
+
+def test_what_was_asked_for_is_wanted_however_many_were_not(protocol):
+    for number in range(MAX_UNASKED):
+        acknowledge(protocol, "subscribe", f"trade:S{number}")
+    protocol.subscribe(["quote"])
+    commands(protocol)
+    assert not acknowledge(protocol, "subscribe", "quote")[0].ignored and "quote" in protocol.subscriptions
+    assert acknowledge(protocol, "subscribe", "funding")[0].ignored
+
+
+@pytest.mark.parametrize("way", ["by the client", "by the server", "by a topic that covers all"])
+def test_an_unasked_topic_that_is_given_up_makes_room_for_another(protocol, way):
+    for number in range(MAX_UNASKED):
+        acknowledge(protocol, "subscribe", f"trade:S{number}")
+    if way == "by the client":
+        protocol.unsubscribe(["trade:S7"])
+    elif way == "by a topic that covers all":
+        protocol.subscribe(["trade"])
+    commands(protocol)
+    acknowledge(protocol, "unsubscribe", "trade:S7")
+    assert not acknowledge(protocol, "subscribe", "quote")[0].ignored and "quote" in protocol.subscriptions
 
 
 def test_after_a_disconnect_what_is_wanted_is_sent_again_and_nothing_is_in_force(protocol):

@@ -30,6 +30,8 @@ from ..messages import Connected, Disconnected, RawMessage, StateLost
 from ..nurseries import background
 from ..operator import Source
 from ..protocol import (
+    MAX_LOSSES,
+    MAX_UNASKED,
     PRIVATE_TABLES,
     PUBLIC_TABLES,
     Acknowledged,
@@ -108,9 +110,10 @@ class Connection(Source):
 
     Gives `Connected`, then a `RawMessage` for every message, in order, and when the connection is lost `Disconnected`;
     `StateLost` where messages became too old to be trusted (topic None), or a topic had to be given up. ``received`` is
-    the arrival at this program (ns UTC), whenever it is consumed. In the middle of a pipeline, the items that come in
-    are sent, at most once each: str as it is, anything else as JSON; while the connection is lost they wait. One
-    Connection can be open once at a time.
+    the arrival at this program (ns UTC), whenever it is consumed; it never goes back and always runs on, so that it is
+    ahead of a wall clock that is set back. In the middle of a pipeline, the items that come in are sent, at most once
+    each: str as it is, anything else as JSON; while the connection is lost they wait. One Connection can be open once
+    at a time.
 
     ``network``: ``"mainnet"``, ``"testnet"``, or a ``ws://`` or ``wss://`` URL.
     ``subscribe``: topics (``table`` or ``table:symbol``) to subscribe to right after the handshake. One that is
@@ -241,6 +244,7 @@ class Connection(Source):
         self._session: _Session | None = None
         self._ended = False
         self._failure: Exception | None = None  # what ended the last session
+        self._told_of_unasked = False  # the log was, that topics are ignored which nobody has asked for
         self._watchers: list[LostCallback] = []
         self._news = trio.lowlevel.ParkingLot()  # something that `_settle` waits for may have come about
         topics = [check_topic(topic) for topic in ([subscribe] if isinstance(subscribe, str) else subscribe)]
@@ -310,11 +314,12 @@ class Connection(Source):
 
         Topics of private tables that are subscribed meanwhile are sent behind the answer. The handshakes of later
         connections are signed so once it was accepted, and until then as before; where the connection is lost before
-        the answer has come, the next one is asked. Cancelling the wait leaves the command in force.
+        the answer has come, the next one is asked, up to three in all. Cancelling the wait leaves the command in force,
+        which holds private topics back for ``subscribe_timeout`` after it was sent, and no longer.
 
         Raises `AuthenticationError` where it is refused, or not answered within ``subscribe_timeout`` on a connection
-        that stands: then the stream goes on as before. `ConnectionClosed` when the connection has ended, ValueError for
-        what cannot be a key.
+        that stands, or where the connection was lost each of the three times that it was sent: then the stream goes on
+        as before. `ConnectionClosed` when the connection has ended, ValueError for what cannot be a key.
         """
         credentials = Credentials(api_key, api_secret)
         self._hidden.append(credentials)  # from now on, wherever it is repeated
@@ -334,9 +339,9 @@ class Connection(Source):
                 raise error
 
     async def _sign_in(self, credentials: Credentials, since: float) -> Authenticated:
-        sign_in = self._protocol.authenticate(credentials)
+        sign_in = self._protocol.authenticate(credentials, self.subscribe_timeout)
         self._wake_writer()
-        while sign_in.answer is None:
+        while sign_in.answer is None and not sign_in.given_up:
             try:
                 self._check_open()
             except ConnectionClosed:
@@ -347,8 +352,13 @@ class Connection(Source):
                 continue
             self._protocol.give_up(sign_in)
             self._wake_writer()
-            raise AuthenticationError(f"{self.url} has not answered authKeyExpires in {self.subscribe_timeout:g} s")
-        return sign_in.answer
+        if sign_in.answer is not None:
+            return sign_in.answer
+        if sign_in.losses >= MAX_LOSSES:
+            raise AuthenticationError(
+                f"the connection to {self.url} was lost each of the {MAX_LOSSES} times that authKeyExpires was sent"
+            )
+        raise AuthenticationError(f"{self.url} has not answered authKeyExpires in {self.subscribe_timeout:g} s")
 
     async def subscribe(self, *topics: str) -> None:
         """Subscribe to topics (``table`` or ``table:symbol``) and wait until the server has answered for each.
@@ -359,9 +369,10 @@ class Connection(Source):
         ``trade``) is satisfied by that one, and not remembered beside it; subscribing to ``trade`` first gives up
         ``trade:XBTUSD``.
 
-        Cancelling the wait leaves the command in force, and so does a timeout. Raises `SubscriptionError` when the
-        server refuses or does not answer within ``subscribe_timeout``, `ConnectionClosed` when the connection has
-        ended, ValueError for what is no topic.
+        Cancelling the wait leaves the command in force, and so does a timeout, or a connection that is lost. Raises
+        `SubscriptionError` when the server refuses, or does not answer within ``subscribe_timeout`` on a connection
+        that stands, or where the connection was lost each of the three times that a topic was sent; `ConnectionClosed`
+        when the connection has ended, ValueError for what is no topic.
         """
         await self._settle(self._protocol.subscribe, topics)
 
@@ -497,11 +508,18 @@ class Connection(Source):
         self._check_open()
         complaint = self._protocol.complaint
         asked = ask(topics)
+        losses = {topic: self._protocol.losses(topic) for topic in asked}
         self._wake_writer()
         since = trio.current_time()
         await trio.lowlevel.checkpoint()
         while waiting := [topic for topic in asked if not self._protocol.settled(topic)]:
             self._check_open()
+            if lost := [topic for topic in waiting if self._protocol.losses(topic) >= losses[topic] + MAX_LOSSES]:
+                raise SubscriptionError(
+                    f"the connection to {self.url} was lost each of the {MAX_LOSSES} times that it was asked for "
+                    f"{', '.join(lost)}; the command stays in force",
+                    topic=lost[0],
+                )
             with trio.CancelScope(deadline=self._answer_deadline(since)):
                 await self._news.park()
                 continue
@@ -688,9 +706,10 @@ class _Session:
             async for item in input:
                 try:
                     text = item if isinstance(item, str) else msgspec.json.encode(item).decode()
+                    text.encode()  # a lone surrogate would fail where nobody knows the item any more
                 except (TypeError, ValueError) as exc:
                     raise TypeError(
-                        f"cannot send {item!r} to {self.connection.url}: send str, or what JSON can hold"
+                        f"cannot send {item!r} to {self.connection.url}: send str that UTF-8 can hold, or what JSON can"
                     ) from exc
                 try:
                     await self.outbox.put(text)
@@ -701,12 +720,13 @@ class _Session:
 
     def set_clock(self) -> None:
         """Read the wall clock, once a connection; in between it is trio's, for a step of the one is no step of
-        `received`.
+        `received`. Where it was set back meanwhile, time goes on from what was stamped last: were it to wait for the
+        wall clock, every timer that runs on `received` would stand still as long.
         """
-        self._epoch = time.time_ns() - int(trio.current_time() * 1e9)
+        self._epoch = max(time.time_ns(), self._last) - int(trio.current_time() * 1e9)
 
     def now(self) -> int:
-        """The time (ns), which never goes back."""
+        """The time (ns), which never goes back, and always runs on."""
         self._last = max(self._last, self._epoch + int(trio.current_time() * 1e9))
         return self._last
 
@@ -768,6 +788,7 @@ class _Link:
                 finally:
                     await self.transport.aclose()
             self.protocol.disconnected()  # not before: the writer has just sent the last of what was queued
+            self.connection._news.unpark_all()  # those who wait for an answer that was lost too often
             nursery.cancel_scope.cancel()
 
     def wake_writer(self) -> None:
@@ -914,7 +935,15 @@ class _Link:
                 log.error("%s", reason)
                 session.put_mark(StateLost(session.now(), connection.source, reason, answer.topic))
         elif isinstance(answer, Acknowledged):
-            if answer.op == "subscribe":
+            if answer.ignored:
+                if not connection._told_of_unasked:
+                    connection._told_of_unasked = True
+                    log.warning(
+                        "%s acknowledges topics that nobody has asked for: %d of them are kept, %.80r and all later "
+                        "ones are ignored",
+                        connection.url, MAX_UNASKED, answer.topic,
+                    )  # fmt: skip
+            elif answer.op == "subscribe":
                 connection._required.discard(answer.topic)
         elif isinstance(answer, Authenticated):
             connection._credentials = self.protocol.accepted or connection._credentials

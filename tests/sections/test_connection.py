@@ -22,6 +22,7 @@ from bitmex_streams.coverage import CONNECTING
 from bitmex_streams.errors import ConnectionClosed, ConnectionFailed, SubscriptionError
 from bitmex_streams.messages import Connected, Disconnected, RawMessage, StateLost
 from bitmex_streams.pipeline import Pipeline
+from bitmex_streams.protocol import MAX_UNASKED
 from bitmex_streams.sections.connection import NETWORKS
 from bitmex_streams.sections.connection import Connection as _Connection
 from tests.servers import (
@@ -512,15 +513,39 @@ async def test_in_the_middle_of_a_pipeline_what_comes_in_is_sent():
     assert exchange.texts == ["ping", '{"op":"subscribe","args":"trade:XBTUSD"}', '["a","list"]']
 
 
-async def test_what_cannot_be_sent_ends_the_stream_with_an_error_that_names_it():
+async def test_acknowledgements_that_nobody_asked_for_are_ignored_beyond_a_bound_and_told_once(autojump_clock, caplog):
+    exchange = ScriptedExchange()
+    async with in_memory(exchange, subscribe=["quote"]) as connection, reading(connection) as items:
+        for number in range(MAX_UNASKED + 50):
+            await exchange.send({"success": True, "subscribe": f"trade:S{number}"})
+        await eventually(lambda: items and f"S{MAX_UNASKED + 49}" in getattr(items[-1], "data", ""))
+        assert connection.stats.subscriptions == MAX_UNASKED + 1 and connection.connected
+        await connection.subscribe("funding"), "what is asked for is not ignored"
+        assert {"quote", "funding", f"trade:S{MAX_UNASKED - 1}"} < connection.subscriptions
+    (warning,) = [record for record in caplog.records if record.levelname == "WARNING"]
+    assert f"{MAX_UNASKED} of them are kept, 'trade:S{MAX_UNASKED}' and all later ones" in warning.getMessage()
+
+
+@pytest.mark.parametrize(
+    "item, named",
+    [
+        (object(), "<object object"),
+        ("half a pair: \ud83d", r"'half a pair: \ud83d'"),
+        (["half a pair: \ud83d"], r"['half a pair: \ud83d']"),
+    ],
+    ids=["no JSON", "no UTF-8", "no UTF-8 in JSON"],
+)
+@pytest.mark.parametrize("transport", ["default", "fast"])
+async def test_what_cannot_be_sent_ends_the_stream_with_an_error_that_names_it(transport, item, named):
     async def commands():
-        yield object()
+        yield item
         await trio.sleep_forever()
 
-    async with ScriptedExchange().open() as url, Connection(url).batches(commands()) as batches:
-        with trio.fail_after(5):
-            _, error = await drain(batches)
-    assert type(error) is TypeError and "cannot send <object object" in str(error)
+    async with ScriptedExchange().open() as url:
+        async with Connection(url, transport=transport).batches(commands()) as batches:
+            with trio.fail_after(5):
+                _, error = await drain(batches)
+    assert type(error) is TypeError and f"cannot send {named}" in str(error) and f"to {url}" in str(error)
 
 
 # --- resync and the loss of state

@@ -283,14 +283,13 @@ async def test_a_sign_in_whose_connection_is_lost_is_asked_of_the_next_one_befor
 async def test_each_time_it_is_asked_it_is_signed_anew(autojump_clock):
     exchange = ScriptedExchange()
     async with signing_in(exchange, KEY, SECRET) as (connection, outcome):
-        for _ in range(2):
-            await lose(connection)
-            await trio.sleep(5)
+        await lose(connection)
+        await trio.sleep(5)
         exchange.answers.clear()
         await lose(connection)
         await eventually(lambda: outcome == ["accepted"])
     signatures = [args[2] for op, args in exchange.commands if op == "authKeyExpires"]
-    assert len(signatures) == len(set(signatures)) == 4
+    assert len(signatures) == len(set(signatures)) == 3
 
 
 async def test_a_wrong_key_whose_connection_is_lost_is_the_callers_error_alone(autojump_clock):
@@ -319,6 +318,107 @@ async def test_the_time_for_its_answer_counts_from_when_the_connection_stands(au
         await trio.sleep(2)
         assert "not answered authKeyExpires" in str(outcome[0])
         await connection.subscribe("order"), "which waits for it no longer"
+
+
+class HangsUp(ScriptedExchange):
+    """Closes the connection as soon as it gets one of the commands ``at`` (an op, or a topic)."""
+
+    def __init__(self, *at):
+        super().__init__()
+        self.at = set(at)
+
+    async def reply(self, ws, command, answer):
+        if command["op"] in self.at:
+            await ws.aclose(1011)
+        else:
+            await super().reply(ws, command, answer)
+
+    async def answer(self, ws, command):
+        if self.at.isdisjoint(command["args"]):
+            await super().answer(ws, command)
+        else:
+            self.commands.append((command["op"], command["args"]))
+            await ws.aclose(1011)
+
+    @property
+    def ops(self):
+        return [op for op, _ in self.commands]
+
+
+@pytest.mark.parametrize("options", [{}, SIGNED_IN], ids=["of no account", "over another account"])
+async def test_a_sign_in_whose_connection_was_lost_each_of_three_times_is_withdrawn_and_the_stream_goes_on(
+    options, autojump_clock
+):
+    exchange = HangsUp("authKeyExpires")
+    async with in_memory(exchange, reconnect=STEADY, subscribe=["trade"], subscribe_timeout=1, **options) as connection:
+        async with Pipeline.create(connection) as pipeline:
+            pipeline.start()
+            await connection.wait_connected()
+            with trio.fail_after(60), pytest.raises(AuthenticationError, match="lost each of the 3 times") as error:
+                await connection.authenticate(OTHER_KEY, OTHER_SECRET)
+            assert error.value.reason == "" and error.value.status is None
+            await trio.sleep(120)
+            assert exchange.ops.count("authKeyExpires") == 3 and connection.stats.connections == 4
+            assert connection.subscriptions == {"trade"}
+            await connection.subscribe("order"), "which waits for no answer"
+    assert {key_of(headers) for headers in exchange.headers} == {options.get("api_key", "")}, "as before"
+
+
+async def test_a_sign_in_that_was_cancelled_does_not_cost_more_than_three_connections(autojump_clock):
+    exchange = HangsUp("authKeyExpires")
+    async with in_memory(exchange, reconnect=STEADY) as connection, Pipeline.create(connection) as pipeline:
+        pipeline.start()
+        await connection.wait_connected()
+        with trio.move_on_after(0.5) as wait:
+            await connection.authenticate(KEY, SECRET)
+        assert wait.cancelled_caught
+        await trio.sleep(120)
+        assert exchange.ops == ["authKeyExpires"] * 3 and connection.stats.connections == 4 and connection.connected
+        await connection.subscribe("order"), "which waits for no answer"
+
+
+async def test_a_topic_whose_connection_was_lost_each_of_three_times_is_an_error_and_stays_in_force(autojump_clock):
+    exchange = HangsUp("quote")
+    async with in_memory(exchange, reconnect=STEADY, subscribe=["trade"], subscribe_timeout=1) as connection:
+        async with Pipeline.create(connection) as pipeline:
+            pipeline.start()
+            await connection.wait_connected()
+            with trio.fail_after(60), pytest.raises(SubscriptionError, match="lost each of the 3 times") as error:
+                await connection.subscribe("quote")
+            assert error.value.topic == "quote" and "asked for quote; the command stays" in str(error.value)
+            assert sum("quote" in topics for _, topics in exchange.commands) == 3
+            with trio.fail_after(120), pytest.raises(SubscriptionError, match="lost each of the 3 times"):
+                await connection.subscribe("quote")
+            assert sum("quote" in topics for _, topics in exchange.commands) == 6, "it was given as many times again"
+            exchange.at.clear()
+            await trio.sleep(60)
+            assert connection.subscriptions == {"quote", "trade"}
+
+
+async def test_a_sign_in_that_was_cancelled_holds_nothing_back_longer_than_its_time(autojump_clock):
+    exchange = ScriptedExchange()
+    exchange.answers["authKeyExpires"] = None
+    async with in_memory(exchange, reconnect=STEADY, subscribe_timeout=7) as connection:
+        async with Pipeline.create(connection) as pipeline:
+            pipeline.start()
+            await connection.wait_connected()
+            began = trio.current_time()
+            with trio.move_on_after(1) as wait:
+                await connection.authenticate(KEY, SECRET)
+            assert wait.cancelled_caught
+            with trio.move_on_after(1):
+                await connection.subscribe("order", "trade")
+            assert exchange.held == {"trade"}
+            await trio.sleep_until(began + 6.9)
+            assert exchange.held == {"trade"}, "the command is in force"
+            await trio.sleep_until(began + 7.1)
+            assert connection.subscriptions == exchange.held == {"order", "trade"}
+
+            await exchange.send({"success": True, "request": {"op": "authKeyExpires", "args": []}})
+            await eventually(lambda: connection._credentials is not None), "should it still come, it counts"
+            await lose(connection)
+            await trio.sleep(5)
+    assert [key_of(headers) for headers in exchange.headers] == ["", KEY]
 
 
 async def test_a_sign_in_that_a_lost_connection_delays_ends_with_the_stream(autojump_clock):

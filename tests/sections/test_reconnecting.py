@@ -1018,6 +1018,42 @@ async def test_stats_are_right_through_all_of_it(autojump_clock):
         assert stats.resyncs == 4 and stats.waiting == stats.waiting_bytes == 0 and stats.lag < 1
 
 
+@pytest.mark.parametrize("step", [-3600, 3600])
+async def test_received_never_goes_back_and_runs_on_when_the_wall_clock_is_set(step, autojump_clock, monkeypatch):
+    began, wall = trio.current_time(), 1_700_000_000
+
+    def clock():
+        return int((wall + trio.current_time() - began) * 1e9)
+
+    monkeypatch.setattr("bitmex_streams.sections.connection.time.time_ns", clock)
+    exchange = ScriptedExchange()
+    async with in_memory_steady(exchange) as connection, running(connection) as taken:
+        await connection.wait_connected()
+        await trio.sleep(60)
+        wall += step  # by NTP, say, or when a virtual machine is resumed
+        await exchange.send("{}")
+        await eventually(lambda: taken and getattr(taken[-1], "data", "") == "{}")
+        assert taken[-1].received == pytest.approx(clock() - step * 10**9, abs=1e9), "no step within a connection"
+        last = taken[-1].received
+        await lose(connection)
+        await connection.wait_connected()
+        for seconds in range(1, 4):
+            await trio.sleep(10)
+            await exchange.send("{}")
+            await trio.sleep(1)
+            runs_on = last + seconds * 11 * 10**9 + max(0, step) * 10**9
+            assert taken[-1].data == "{}" and taken[-1].received == pytest.approx(runs_on, abs=3e9)
+        times = [item.received for item in taken]
+        assert times == sorted(times)
+
+        wall += max(0, -step)  # it is not behind any more
+        await lose(connection)
+        await connection.wait_connected()
+        await exchange.send("{}")
+        await trio.sleep(1)
+        assert taken[-1].received == pytest.approx(clock(), abs=2e9), "and is obeyed again"
+
+
 async def test_a_periodic_resync_brings_new_partials(autojump_clock):
     exchange = ScriptedExchange()
     async with in_memory_steady(exchange, subscribe=["trade", "quote"], resync_every=100) as connection:

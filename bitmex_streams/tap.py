@@ -317,7 +317,7 @@ class Latest(OverflowPolicy):
             key = self._key(item)
             if type(item) is not BookUpdate and is_partial(item):  # of books, many come; to call costs
                 self._marks += 1
-                key = _Partial(key, f"{item.table} {item.filter or {}}")
+                key = _PARTIAL, key, f"{item.table} {item.filter or {}}"  # and what it covers
             if key not in items:
                 self._marked[key] = self._marks
             else:
@@ -366,11 +366,8 @@ class _Mark(NamedTuple):
         return type(other) is _Mark and other.number == self.number
 
 
-class _Partial(NamedTuple):
-    """The key of a partial in a `Latest` buffer: what the tap files it under, and what it covers."""
-
-    key: Any
-    covers: str
+_PARTIAL = object()
+"""Makes the key of a partial in a `Latest` buffer: equal to none that a user's function gives."""
 
 
 def _same_mark(one: Any, other: Any) -> bool:

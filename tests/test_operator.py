@@ -1,6 +1,7 @@
 """Operators: their timers run on the time of the items, carried on by trio's clock where the source is live."""
 
 import time
+from types import SimpleNamespace
 
 import pytest
 import slurry
@@ -84,11 +85,12 @@ async def test_time_never_goes_back_where_received_does(autojump_clock):
     assert await run(Pipeline, At(0.0, 0, 2.5, 1, 3.5), Every()) == ["0", "tick", "tick", "2.5", "1", "tick", "3.5"]
 
 
-async def test_an_item_without_received_has_the_clocks_time(autojump_clock):
+@pytest.mark.parametrize("item", ["foreign", SimpleNamespace(received="2026-01-01T00:00:00Z")])
+async def test_an_item_without_received_in_nanoseconds_has_the_clocks_time(item, autojump_clock):
     clock = StreamClock()
     await trio.sleep(5)
     before = clock.now
-    clock.see("foreign")
+    clock.see(item)
     assert clock.now - before == pytest.approx(5 * SECOND, rel=0.01)
 
 

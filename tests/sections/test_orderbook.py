@@ -424,3 +424,17 @@ async def test_a_book_that_came_by_a_partial_without_a_filter_and_is_nobodys_doe
             exchange.partials["orderBookL2:ETHUSD"] = partial_of("orderBookL2:ETHUSD", [level(98, "Buy", 7, "ETHUSD")])
             await connection.subscribe("orderBookL2:ETHUSD")
             assert await books.ready("ETHUSD") is phantom and phantom.best_bid == (98.0, 7)
+
+
+def test_the_last_top_of_a_stale_book_is_the_one_told_also_by_a_delta_of_several_symbols() -> None:
+    def row(symbol: str, size: int, id: int = 1) -> Row:
+        return {"symbol": symbol, "side": "Buy", "id": id, "size": size, "price": 5.0}
+
+    books = OrderBookMerger()
+    apply(books, TableMessage("orderBookL2", "partial", [row("A", 1), row("B", 1)], 1, SOURCE, filter={}))
+    apply(books, delta("update", row("A", 6)))
+    apply(books, delta("update", row("A", 7), row("B", 8)))
+    told = apply(books, delta("update", row("A", 9, id=99)))
+    assert [(update.symbol, update.best_bid and update.best_bid.size, update.stale) for update in told] == [
+        ("A", 7, True), ("B", 8, True)
+    ]  # fmt: skip

@@ -787,6 +787,7 @@ async def test_every_message_in_and_out_is_traced_with_secrets_masked(caplog):
             # what is repeated of a command of somebody else's, or of long ago, is known by the command it stands in
             old = {"op": "authKeyExpires", "args": ["an-older-key", 1, "f" * 64]}
             await exchange.send({"error": "that was too late", "status": 400, "request": old})
+            await exchange.send({"table": None, "request": old})  # which is of no table, though it begins so
             await exchange.send({"error": f"{KEY} has no rights", "status": 400, "request": {"op": "x"}})
             items = []
             with trio.fail_after(10):

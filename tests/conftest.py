@@ -1,6 +1,7 @@
 """Settings of the whole suite, and a watch over it: no secret may be in anything that a test prints or logs."""
 
 import os
+import signal
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -9,6 +10,10 @@ from bitmex_streams.auth import Credentials
 from bitmex_streams.exchange import Account
 from bitmex_streams.exchange.demo import DEMO_API_SECRET
 from bitmex_streams.transport import TRANSPORTS
+
+# Started in the background of a shell, the suite would be told to ignore what some of its tests press.
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # A busy machine is no failure; and where a failure has to mean a change, the examples are the same each time.
 settings.register_profile(

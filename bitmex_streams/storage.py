@@ -15,6 +15,7 @@ from typing import Any, Protocol
 
 from sortedcontainers import SortedDict
 
+from .lazy import LazySortedDict
 from .messages import Row
 
 __all__ = ["Storage"]
@@ -34,7 +35,9 @@ REMEMBERED = 10_000
 Key = tuple[Any, ...]
 
 
-class _Table(Protocol):
+class Table(Protocol):
+    """What keeps the rows of one table."""
+
     rows: Any
     keys: tuple[str, ...]  # as sent
 
@@ -50,10 +53,16 @@ class _Table(Protocol):
     def delete(self, delta: Row) -> Row | None:
         """The row as it was; None where it had been trimmed."""
 
+    def operation(self, action: str) -> Callable[[Row], Row | None]:
+        """What does that with a row: insert, update or delete."""
+
+    def apply(self, action: str, rows: Sequence[Row]) -> tuple[Sequence[Row], Sequence[Row]]:
+        """Do it with rows of one symbol: what each gives, and the rows themselves, but for those that give None."""
+
 
 class _Orderbook(dict[str, dict[str, Any]]):
     def __missing__(self, symbol: str) -> dict[str, Any]:
-        return {"Buy": SortedDict(), "Sell": SortedDict()}  # not kept: reading changes nothing
+        return {"Buy": LazySortedDict(), "Sell": LazySortedDict()}  # not kept: reading changes nothing
 
 
 class _Data(dict[str, Any]):
@@ -87,7 +96,7 @@ class Storage:
         self.orderbook: dict[str, dict[str, Any]] = _Orderbook()
         self.data: dict[str, Any] = _Data(orderBookL2=self.orderbook)
         self.keys: dict[str, tuple[str, ...]] = {}
-        self.tables: dict[str, _Table] = {}
+        self.tables: dict[str, Table] = {}
         self.orders: _Orders | None = None  # the table order, where there is one
 
     def load(
@@ -99,14 +108,14 @@ class Storage:
         attributes: Mapping[str, Any],
         types: Mapping[str, Any],
         received: int,
-    ) -> _Table:
+    ) -> Table:
         """Take a partial; the table that has its rows then, which is a new one where there was none, or one with other
         keys. ``keys``: as sent; None: as before. Raises ValueError, and changes nothing, where it cannot be taken."""
         found = self.tables.get(table)
         if found is not None and (keys is None or tuple(keys) == found.keys or table in BOOK_TABLES):
             found.replace(rows, filter)
             return found
-        made: _Table
+        made: Table
         columns = tuple(keys or ())
         if table in BOOK_TABLES:
             made, columns = _Books(self.orderbook if table == "orderBookL2" else _Orderbook()), BOOK_KEYS
@@ -184,7 +193,25 @@ def _brief(key: Any) -> str:
     return _excerpt.repr(key)[:300]
 
 
-class _Keyed:
+class _Operations:
+    """What all tables share."""
+
+    def operation(self: Table, action: str) -> Callable[[Row], Row | None]:
+        return self.update if action == "update" else self.insert if action == "insert" else self.delete
+
+    def apply(self: Table, action: str, rows: Sequence[Row]) -> tuple[Sequence[Row], Sequence[Row]]:
+        operate = self.operation(action)
+        whole: list[Row] = []
+        delta: list[Row] = []
+        for row in rows:
+            changed = operate(row)
+            if changed is not None:
+                whole.append(changed)
+                delta.append(row)
+        return whole, delta
+
+
+class _Keyed(_Operations):
     """A table with keys."""
 
     def __init__(self, columns: tuple[str, ...], max_rows: int | None) -> None:
@@ -367,7 +394,7 @@ class _Log(_Keyed):
         raise ValueError("a delete in a table without keys, which only grows")
 
 
-class _Books:
+class _Books(_Operations):
     """orderBookL2 and orderBookL2_25: ``[symbol][side][id]``."""
 
     keys: tuple[str, ...] = BOOK_KEYS
@@ -394,33 +421,52 @@ class _Books:
         for gone in [covered] if filter else list(self.rows):
             fresh.setdefault(gone, {"Buy": {}, "Sell": {}})  # what has become empty stays known
         for symbol, sides in fresh.items():
-            self.rows[symbol] = {side: SortedDict(levels) for side, levels in sides.items()}
+            self.rows[symbol] = {side: LazySortedDict(levels) for side, levels in sides.items()}
+
+    def apply(self, action: str, rows: Sequence[Row]) -> tuple[Sequence[Row], Sequence[Row]]:
+        """In one go, as long as nothing is wrong with a row: else the operation says what."""
+        symbol = rows[0].get("symbol")
+        sides = self.rows.get(symbol, {}) if type(symbol) is str else {}
+        whole: list[Any] = []
+        for row in rows:
+            try:
+                level, levels = row["id"], sides[row["side"]]
+                old = levels.get(level)
+            except (KeyError, TypeError):
+                level = None
+            if type(level) is not int or (old is None) is not (action == "insert"):
+                whole.append(self.operation(action)(row))
+            elif action == "update":
+                fresh = old | row
+                dict.__setitem__(levels, level, fresh)  # the id is there: its place in the order stays
+                whole.append(fresh)
+            elif action == "insert":
+                levels.insert(level, row)
+                whole.append(row)
+            else:
+                whole.append(levels.remove(level))
+        return whole, rows
 
     def insert(self, row: Row) -> Row | None:
         levels, level = self._levels(row, new=True), row["id"]
         if level in levels:
             raise ValueError(f"an insert of a row that is already there: {_brief(row)}")
-        levels[level] = row
+        levels.insert(level, row)
         return row
 
     def update(self, delta: Row) -> Row | None:
-        try:
-            level = delta["id"]
-            levels = self.rows[delta["symbol"]][delta["side"]]
-            if type(level) is int:
-                row: Row = levels[level] | delta
-                dict.__setitem__(levels, level, row)  # the id is there: its place in the order stays
-                return row
-        except (KeyError, TypeError):
-            pass
-        self._levels(delta)
-        raise ValueError(f"an update of a row that is not there: {_brief(delta)}")
+        levels, level = self._levels(delta), delta["id"]
+        if level not in levels:
+            raise ValueError(f"an update of a row that is not there: {_brief(delta)}")
+        row: Row = levels[level] | delta
+        dict.__setitem__(levels, level, row)
+        return row
 
     def delete(self, delta: Row) -> Row | None:
         levels, level = self._levels(delta), delta["id"]
         if level not in levels:
             raise ValueError(f"a delete of a row that is not there: {_brief(delta)}")
-        return levels.pop(level)
+        return levels.remove(level)
 
     def _levels(self, row: Row, new: bool = False) -> Any:
         """The levels of the row's symbol and side; a symbol that the table does not know yet can come by an insert."""
@@ -429,7 +475,7 @@ class _Books:
             if type(symbol) is str and type(row["id"]) is int:
                 sides = self.rows.get(symbol)
                 if sides is None and new and row["side"] in ("Buy", "Sell"):
-                    sides = self.rows[symbol] = {"Buy": SortedDict(), "Sell": SortedDict()}
+                    sides = self.rows[symbol] = {"Buy": LazySortedDict(), "Sell": LazySortedDict()}
                 if sides is not None:
                     return sides[row["side"]]
                 raise ValueError(f"a row of a symbol that is not there: {_brief(row)}")

@@ -76,7 +76,8 @@ def test_what_is_not_there_yet_reads_as_empty_and_reading_keeps_nothing() -> Non
     storage = Storage()
     assert storage.orderbook["XBTUSD"]["Buy"] == storage.data["orderBookL2"]["XBTUSD"]["Sell"] == {}
     assert storage.data["orderBookL2_25"]["XBTUSD"]["Buy"] == {}
-    assert type(storage.orderbook["XBTUSD"]["Buy"]) is type(storage.data["instrument"]) is SortedDict
+    assert isinstance(storage.orderbook["XBTUSD"]["Buy"], SortedDict)
+    assert isinstance(storage.data["instrument"], SortedDict)
     storage.data["instrument"]["XBTUSD",] = {}
     storage.orderbook["XBTUSD"]["Buy"][7] = {}
     assert storage.data == {"orderBookL2": {}}

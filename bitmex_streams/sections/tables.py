@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..coverage import Coverage, Topic
@@ -26,7 +26,7 @@ from ..messages import (
 )
 from ..operator import Operator
 from ..protocol import PUBLIC_TABLES
-from ..storage import BOOK_TABLES, Storage
+from ..storage import BOOK_TABLES, Storage, Table
 
 __all__ = ["TableApplier"]
 
@@ -36,6 +36,18 @@ log = logging.getLogger("bitmex_streams")
 CONSUMED = frozenset(
     {Authenticated, CancelAllAfter, Connected, ErrorMessage, Help, Pong, Subscribed, Welcome}
 )
+
+
+class _Trusted:
+    """A topic whose state is known, and what its deltas change and are told with."""
+
+    __slots__ = ("generation", "source", "store", "topic")
+
+    def __init__(self, topic: Topic, store: Table, generation: int) -> None:
+        self.topic = topic
+        self.source = topic.source
+        self.store = store
+        self.generation = generation
 
 
 class TableApplier(Operator):
@@ -63,6 +75,9 @@ class TableApplier(Operator):
         self.storage = Storage(max_rows)
         self.resync = resync
         self._coverage = Coverage()
+        # What deltas count for, by table and symbol: found once, and forgotten with whatever could change that. To find
+        # it anew for each message took 0.4 us.
+        self._trusted: dict[str, dict[str, _Trusted]] = {}
 
     @property
     def stale(self) -> dict[str, str]:
@@ -80,16 +95,30 @@ class TableApplier(Operator):
     def lose_state(self, source: str, reason: str) -> None:
         """All state of ``source`` is `stale` at once; the mark that follows (once per call) says so in the stream."""
         self._coverage.announce(source, reason)
+        self._trusted.clear()
 
     def process(self, item: Any) -> Iterable[Any]:
         kind = type(item)
         if kind is TableMessage:
             if (orders := self.storage.orders) is not None:
                 orders.advance(item.received)
+            rows = item.rows
+            try:
+                trusted = self._trusted[item.table][rows[0]["symbol"]]
+            except (LookupError, TypeError):
+                pass
+            else:
+                if (
+                    item.source == trusted.source
+                    and item.action != "partial"
+                    and (len(rows) == 1 or of_one_symbol(rows))
+                ):
+                    return self._apply_to(trusted, item)
             if item.source in self._coverage.opening:
                 stale = [self._stale(topic, item.received) for topic in self._coverage.opened(item.source)]
                 return [*stale, *self._change(item)]
             return self._change(item)
+        self._trusted.clear()
         if kind is Disconnected or kind is Connected or kind is Unsubscribed:  # nothing is to be asked for
             return [self._stale(topic, item.received) for topic in self._coverage.lose_by(item)]
         if kind is StateLost:
@@ -101,31 +130,50 @@ class TableApplier(Operator):
         return () if kind in CONSUMED else (item,)
 
     def _change(self, message: TableMessage) -> Iterable[TableUpdate]:
-        table, action, source, rows = message.table, message.action, message.source, message.rows
-        if action == "partial":
+        """A partial, or a delta of what is not known to be trusted."""
+        table, source, rows = message.table, message.source, message.rows
+        if message.action == "partial":
             return self._load(message)
         store = self.storage.tables.get(table)
         if store is None or not rows:
             return ()
-        operate = store.update if action == "update" else store.insert if action == "insert" else store.delete
         topic = self._coverage.find(table, rows[0])
-        if topic is None or type(topic.scope) is tuple or not (len(rows) == 1 or of_one_symbol(rows)):
-            return self._apply_to_several(message, store.keys, operate)
+        if topic is None or type(topic.scope) is tuple or not of_one_symbol(rows):
+            return self._apply_to_several(message, store)
         if topic.stale or topic.source != source:
             return ()
-        whole: list[Row] = []
-        delta: list[Row] = []
+        trusted = _Trusted(topic, store, self._coverage.generation.get(source, 0))
+        symbol = rows[0].get("symbol")
+        if type(symbol) is str:
+            self._trusted.setdefault(table, {})[symbol] = trusted
+        return self._apply_to(trusted, message)
+
+    def _apply_to(self, trusted: _Trusted, message: TableMessage) -> Iterable[TableUpdate]:
+        """Rows of one topic, and of one symbol."""
+        action, received, store = message.action, message.received, trusted.store
         try:
-            for row in rows:
-                changed = operate(row)
-                if changed is not None:
-                    whole.append(changed)
-                    delta.append(row)
+            rows, delta = store.apply(action, message.rows)
         except ValueError as error:
-            return self._contradicted([topic], str(error), message.received)
-        return (self._update(message, store.keys, whole, delta),) if whole else ()
+            return self._contradicted([trusted.topic], str(error), received)
+        if not rows:
+            return ()
+        return (
+            TableUpdate(
+                message.table,
+                action,
+                rows,
+                received,
+                trusted.source,
+                delta,
+                store.keys,
+                None,
+                "",
+                trusted.generation,
+            ),
+        )
 
     def _load(self, message: TableMessage) -> Iterable[TableUpdate]:
+        self._trusted.clear()
         table, rows, filter, source = message.table, message.rows, message.filter or {}, message.source
         topic = Topic(table, filter, source)
         before = self.storage.tables.get(table)
@@ -179,24 +227,23 @@ class TableApplier(Operator):
             if other.source != topic.source and not other.stale and not topic.covers(other.filter):
                 raise ValueError(f"its keys are {tuple(message.keys)}, where {other.name} is kept by {known.keys}")
 
-    def _apply_to_several(
-        self, message: TableMessage, keys: Sequence[str], operate: Callable[[Row], Row | None]
-    ) -> Iterable[TableUpdate]:
+    def _apply_to_several(self, message: TableMessage, store: Table) -> Iterable[TableUpdate]:
         """Rows that may be of several topics, each of which is applied whole or not at all."""
-        table, find = message.table, self._coverage.find
+        table, source, received = message.table, message.source, message.received
+        find, operate = self._coverage.find, store.operation(message.action)
         rows: list[Row] = []
         delta: list[Row] = []
         stale: list[TableUpdate] = []
         lost: list[Topic] = []
         for row in message.rows:
             topic = find(table, row)
-            if topic is None or topic.stale or topic.source != message.source:
+            if topic is None or topic.stale or topic.source != source:
                 continue
             try:
                 whole = operate(row)
             except ValueError as error:
                 lost.append(topic)
-                stale += self._contradicted([topic], str(error), message.received)
+                stale += self._contradicted([topic], str(error), received)
                 continue
             if whole is not None:
                 rows.append(whole)
@@ -204,30 +251,20 @@ class TableApplier(Operator):
         if lost:  # what the message brought to a topic before the contradiction is not told
             told = [index for index, row in enumerate(delta) if find(table, row) not in lost]
             rows, delta = [rows[index] for index in told], [delta[index] for index in told]
-        return [self._update(message, keys, rows, delta), *stale] if rows else stale
-
-    def _update(
-        self, message: TableMessage, keys: Sequence[str], rows: Sequence[Row], delta: Sequence[Row]
-    ) -> TableUpdate:
-        source = message.source
-        return TableUpdate(
-            message.table,
-            message.action,
-            rows,
-            message.received,
-            source,
-            delta,
-            keys,
-            None,
-            "",
-            self._coverage.generation.get(source, 0),
-        )
+        if not rows:
+            return stale
+        generation = self._coverage.generation.get(source, 0)
+        return [
+            TableUpdate(table, message.action, rows, received, source, delta, store.keys, None, "", generation),
+            *stale,
+        ]
 
     def _contradicted(
         self, topics: list[Topic], reason: str, received: int, *, ask: str | None = None
     ) -> list[TableUpdate]:
         """What was sent does not fit what is there: the topics are stale, and a new partial is asked for (of ``ask``,
         where that is not known by the topics' names)."""
+        self._trusted.clear()
         lost = [topic for topic in topics if not topic.stale]
         for topic in lost:
             topic.stale = f"{topic.name}: {reason}"

@@ -6,6 +6,7 @@ import contextlib
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -15,7 +16,7 @@ from slurry.sections.abc import Section
 from .foreign import SECTION_BUFFER, pump_iterable, pump_section
 from .inbox import Inbox
 from .nurseries import GROUPS, real_error
-from .operator import Operator, Source, StreamClock
+from .operator import BatchOperator, Operator, Source, StreamClock
 from .tap import BATCH, Block, Latest, OverflowPolicy, Tap
 
 if TYPE_CHECKING:
@@ -74,7 +75,8 @@ class Run:
         self._scope = trio.CancelScope()
         self._clock: StreamClock
         self._failed: int | None = None  # the index of the stage that failed
-        self._push: Callable[[Any], None]
+        self._push: tuple[Callable[[Any], None], ...]  # where what the head has put out goes; and where, past _ahead
+        self._ahead: BatchOperator | None = None  # it can work through a batch first
         self._after: list[Callable[[Any], None]]  # for each operator, where its output goes
         for stage in stages:
             stage.run = self
@@ -96,7 +98,12 @@ class Run:
             after.append(push)
             push = fan_out([*self._puts(index - 1), self._step(index, push)])
         self._after = after[::-1]
-        self._push = push
+        self._push = push, *self._after[:1]
+        self._ahead = None
+        if len(self.stages) > 1 and not self.stages[0].buffers:
+            second = self.stages[1].section
+            if isinstance(second, BatchOperator) and type(second).process is BatchOperator.process:
+                self._ahead = second
 
     def _puts(self, index: int) -> list[Callable[[Any], None]]:
         """What takes an item into each tap of a stage."""
@@ -306,26 +313,46 @@ class Run:
                 raise Unwanted
             if batch:
                 clock.wake()
-            left = BATCH
-            for item in batch:
-                if timed:
-                    clock.see(item)
-                    self._tick(timed, clock.now)
-                self._push(item)
-                left -= 1
-                if left and not self.pressed:
-                    continue
-                if self.pressed:
-                    await self._relieve()
-                else:
+            rest, left = iter(batch), len(batch)
+            while left:
+                chunk = list(islice(rest, BATCH))
+                left -= len(chunk)
+                chunk, past, error = self._work_ahead(chunk)
+                paused = False
+                for item in chunk:
+                    if timed:
+                        clock.see(item)
+                        self._tick(timed, clock.now)
+                    self._push[past](item)  # looked up each time: a tap may have come or gone
+                    if self.pressed:
+                        await self._relieve()
+                        self._go_on(clock)
+                        paused = True
+                if error is not None:
+                    self._blame(1, error)
+                    raise error
+                if left and not paused:
                     await trio.lowlevel.checkpoint()
-                left = BATCH
-                if not self._wanted:
-                    raise Unwanted
-                clock.wake()
+                    self._go_on(clock)
             if not batch:
                 self._tick(timed, clock.estimate())
                 await self._relieve()
+
+    def _go_on(self, clock: StreamClock) -> None:
+        if not self._wanted:
+            raise Unwanted
+        clock.wake()
+
+    def _work_ahead(self, chunk: list[Any]) -> tuple[list[Any], int, BaseException | None]:
+        """What is to be pushed, the place in ``_push`` where that goes in, and the error that comes behind it."""
+        if self._ahead is None:
+            return chunk, 0, None
+        out: list[Any] = []
+        try:
+            self._ahead.process_all(chunk, out)
+        except BaseException as error:
+            return out, 1, error
+        return out, 1, None
 
     def _tick(self, timed: list[tuple[Operator, int]], now: int) -> None:
         """Bring the operators that have timers up to ``now``, those before others first."""

@@ -29,7 +29,7 @@ from ..messages import (
     Unsubscribed,
     Welcome,
 )
-from ..operator import Operator
+from ..operator import BatchOperator
 
 __all__ = ["Decoder"]
 
@@ -62,7 +62,7 @@ class _Envelope(msgspec.Struct, gc=False):
     filter: dict[str, Any] | None = None
 
 
-class Decoder(Operator):
+class Decoder(BatchOperator):
     """`RawMessage` in; `TableMessage` or a control message (`Welcome`, `Subscribed`, `ErrorMessage`, ...) out, one
     for one.
 
@@ -98,42 +98,62 @@ class Decoder(Operator):
         self._decode_any = msgspec.json.Decoder().decode
         self._float_columns: dict[tuple[str, str], tuple[str, ...]] = {}  # by source and table
 
-    def process(self, item: Any) -> Iterable[Any]:
-        if type(item) is not RawMessage:
-            return (item,)
-        data = item.data
-        self.messages += 1
+    def process_all(self, items: Iterable[Any], out: list[Any]) -> None:
+        decode, number = self._decode, self.number
+        messages = count = 0
         try:
-            message = self._decode(data)
-        except UNDECODABLE as error:
-            return (self._not_a_table(item, error),)
-        table, action, rows = message.table, message.action, message.data
-        if table is None:
-            return (self._not_a_table(item, None),)
-        if len(data) > LONG and _may_be_deep(data, len(rows or ())) and _is_deep(message):
-            return (self._undecodable(item, TOO_DEEP, table),)
-        if rows is None or action is None:
-            wrong = "there is no list of rows in `data`" if rows is None else "there is no `action`"
-            return (self._undecodable(item, wrong, table),)
-        self.rows += len(rows)
-        if self.number is not None:
-            self._convert_whole_numbers((item.source, table), rows, message.types)
-        if action != "partial":
-            return (TableMessage(table, action, rows, item.received, item.source),)
-        return (
-            TableMessage(
-                table,
-                action,
-                rows,
-                item.received,
-                item.source,
-                message.keys,
-                message.types,
-                message.foreignKeys,
-                message.attributes,
-                message.filter,
-            ),
-        )
+            for item in items:
+                if type(item) is not RawMessage:
+                    out.append(item)
+                    continue
+                data = item.data
+                messages += 1
+                try:
+                    message = decode(data)
+                except UNDECODABLE as error:
+                    out.append(self._not_a_table(item, error))
+                    continue
+                table, action, rows = message.table, message.action, message.data
+                if (
+                    table is None
+                    or rows is None
+                    or action is None
+                    or (len(data) > LONG and _is_too_deep(data, message))
+                ):
+                    out.append(self._odd(item, message))
+                    continue
+                count += len(rows)
+                if number is not None:
+                    self._convert_whole_numbers((item.source, table), rows, message.types)
+                if action != "partial":
+                    out.append(TableMessage(table, action, rows, item.received, item.source))
+                    continue
+                out.append(
+                    TableMessage(
+                        table,
+                        action,
+                        rows,
+                        item.received,
+                        item.source,
+                        message.keys,
+                        message.types,
+                        message.foreignKeys,
+                        message.attributes,
+                        message.filter,
+                    )
+                )
+        finally:
+            self.messages += messages
+            self.rows += count
+
+    def _odd(self, item: RawMessage, message: _Envelope) -> Any:
+        """What was decoded, and is no message of a table."""
+        if message.table is None:
+            return self._not_a_table(item, None)
+        if len(item.data) > LONG and _is_too_deep(item.data, message):
+            return self._undecodable(item, TOO_DEEP, message.table)
+        wrong = "there is no list of rows in `data`" if message.data is None else "there is no `action`"
+        return self._undecodable(item, wrong, message.table)
 
     def _convert_whole_numbers(
         self, table: tuple[str, str], rows: list[Row], types: dict[str, Any] | None
@@ -156,7 +176,7 @@ class Decoder(Operator):
             return Pong(item.received, item.source)
         try:
             content = self._decode_any(item.data)
-            if len(item.data) > LONG and _may_be_deep(item.data, 0) and _is_deep(content):
+            if len(item.data) > LONG and _is_too_deep(item.data, content):
                 return self._undecodable(item, TOO_DEEP, _table_of(content))
             if may_hold_key(_text(item.data)):
                 content = masked(content)
@@ -242,15 +262,12 @@ def _bounded(number: Callable[[str], Any]) -> Callable[[str], Any]:
     return bounded
 
 
-def _may_be_deep(data: str | bytes, rows: int) -> bool:
-    """Whether there are brackets enough, other than those of the rows."""
-    if isinstance(data, str):
-        return data.count("[") + data.count("{") - rows > DEEPEST
-    return data.count(b"[") + data.count(b"{") - rows > DEEPEST
-
-
-def _is_deep(content: Any) -> bool:
+def _is_too_deep(data: str | bytes, content: Any) -> bool:
     """Whether what was decoded is nested too deep, told without nesting."""
+    rows = len(content.data or ()) if isinstance(content, _Envelope) else 0
+    brackets = data.count("[") + data.count("{") if isinstance(data, str) else data.count(b"[") + data.count(b"{")
+    if brackets - rows <= DEEPEST:
+        return False
     if isinstance(content, _Envelope):
         content = [getattr(content, field) for field in content.__struct_fields__]
     level = [content]

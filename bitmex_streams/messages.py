@@ -493,7 +493,10 @@ def symbol_of(row: Mapping[str, Any]) -> str | None:
 def of_one_symbol(rows: Sequence[Row]) -> bool:
     """Whether all rows (one at least) have the same symbol, or none."""
     symbol = rows[0].get("symbol")
-    return not [row for row in rows if row.get("symbol") != symbol]  # 0.3 us less than all() of a generator
+    for row in rows:  # noqa: SIM110 - all() of a generator takes three times as long
+        if row.get("symbol") != symbol:
+            return False
+    return True
 
 
 def stream_key(item: Any) -> Any:

@@ -301,6 +301,7 @@ class Run:
     async def _push_all(
         self, receive: Callable[[], Awaitable[Sequence[Any]]], clock: StreamClock, timed: list[tuple[Operator, int]]
     ) -> None:
+        pressed = self.pressed
         while True:
             batch: Sequence[Any] = ()  # stays so when a timer ends the wait
             deadline = min((clock.trio_time(operator.deadline) for operator, _ in timed), default=math.inf)
@@ -324,7 +325,7 @@ class Run:
                         clock.see(item)
                         self._tick(timed, clock.now)
                     self._push[past](item)  # looked up each time: a tap may have come or gone
-                    if self.pressed:
+                    if pressed:
                         await self._relieve()
                         self._go_on(clock)
                         paused = True

@@ -1,5 +1,6 @@
 """Settings of the whole suite, and a watch over it: no secret may be in anything that a test prints or logs."""
 
+import logging
 import os
 import signal
 
@@ -39,6 +40,20 @@ SECRETS: set[str] = set()  # of all accounts that were opened, and of all that s
 LEAKS: dict[str, None] = {}  # the tests, each once
 
 
+class Watch(logging.Handler):
+    """Keeps what is logged, by whatever logger at whatever level, without the work of wording it for a report."""
+
+    def __init__(self):
+        super().__init__()
+        self.messages = []
+
+    def emit(self, record):
+        self.messages.append(self.format(record) if record.exc_info else record.getMessage())
+
+
+WATCH = Watch()
+
+
 def pytest_addoption(parser):
     """The suite runs on both transports."""
     parser.addoption("--transport", choices=["default", "fast"], default="default", help="what a Connection uses")
@@ -50,7 +65,9 @@ def pytest_report_header(config):
 
 
 def pytest_configure(config):
-    """Note every secret when it is made."""
+    """Hear all that is logged; and note every secret when it is made."""
+    logging.getLogger().addHandler(WATCH)
+    logging.getLogger().setLevel(logging.DEBUG)
     sign, open_account, sign_in = Credentials._sign, Account.__init__, Credentials.__init__
 
     def _sign(self):
@@ -71,7 +88,10 @@ def pytest_configure(config):
 
 def pytest_runtest_logreport(report):
     """What a test has printed and logged, and what is said of its failure."""
-    text = "\n".join([report.nodeid, *(content for _, content in report.sections), report.longreprtext])
+    text = "\n".join(
+        [report.nodeid, *(content for _, content in report.sections), report.longreprtext, *WATCH.messages]
+    )
+    WATCH.messages.clear()
     # What a test calls a secret in two letters is in other words by chance; the demo account's is public.
     if any(len(secret) >= 12 and secret != DEMO_API_SECRET and secret in text for secret in SECRETS):
         LEAKS[report.nodeid] = None

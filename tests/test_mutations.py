@@ -439,7 +439,7 @@ def recordings() -> tuple[Recording, Recording]:
 
 
 @pytest.mark.parametrize(
-    ("count", "number", "shared"), [(60_000, None, True), (20_000, Decimal, True), (20_000, None, False)]
+    ("count", "number", "shared"), [(20_000, None, True), (10_000, Decimal, True), (10_000, None, False)]
 )
 def test_whatever_a_connection_sends_is_applied_dropped_or_marked_and_harms_no_other(
     recordings: tuple[Recording, Recording], caplog: pytest.LogCaptureFixture, count: int, number: Any, shared: bool

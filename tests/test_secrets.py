@@ -152,6 +152,12 @@ def test_the_suite_itself_is_watched(tmp_path):
         "def test_that_prints_a_secret():\n"
         "    Credentials('a-key-that-is-long', 'a-secret-that-is-longer')\n"
         "    print('my secret is', 'a-secret-that-is-longer')\n"
+        "def test_that_traces_a_secret():\n"
+        "    import logging\n"
+        "    Credentials('a-key-that-is-long', 'a-secret-that-is-longest')\n"
+        "    logging.getLogger('of.whatever').debug('sent %s', 'a-secret-that-is-longest')\n"
+        "def test_that_keeps_it():\n"
+        "    Credentials('a-key-that-is-long', 'a-secret-that-is-the-longest')\n"
     )
     (tmp_path / "conftest.py").write_text((ROOT / "tests" / "conftest.py").read_text())
     path = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -160,4 +166,5 @@ def test_the_suite_itself_is_watched(tmp_path):
         command, cwd=tmp_path, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": path}
     )
     assert ended.returncode == 1
-    assert "SECRET SHOWN in the output of test_leak.py::test_that_prints_a_secret" in ended.stdout
+    for test, shown in (("prints_a_secret", True), ("traces_a_secret", True), ("keeps_it", False)):
+        assert (f"SECRET SHOWN in the output of test_leak.py::test_that_{test}" in ended.stdout) is shown

@@ -42,11 +42,12 @@ GRACE = 1.0
 class _Trusted:
     """A book whose state is known: ``topic`` keeps it up to date, and ``top`` was told last."""
 
-    __slots__ = ("book", "top", "topic")
+    __slots__ = ("book", "source", "top", "topic")
 
     def __init__(self, book: OrderBook, topic: Topic) -> None:
         self.book = book
         self.topic = topic
+        self.source = topic.source
         self.top: Top = book.bids.best, book.asks.best
 
 
@@ -146,13 +147,11 @@ class OrderBookMerger(Operator):
                 return ()
             if item.action in DELTAS:
                 rows = item.rows if kind is TableMessage else item.delta or item.rows
-                symbol = rows[0].get("symbol") if rows else None
-                trusted = self._trusted.get(symbol) if type(symbol) is str else None
-                if (
-                    trusted is not None
-                    and item.source == trusted.topic.source
-                    and (len(rows) == 1 or of_one_symbol(rows))
-                ):
+                try:
+                    trusted = self._trusted[rows[0]["symbol"]]
+                except (LookupError, TypeError):  # no such, or no row
+                    return self._process_delta(item, rows)
+                if item.source == trusted.source and (len(rows) == 1 or of_one_symbol(rows)):
                     return self._apply_to_book(trusted, item, rows)
                 return self._process_delta(item, rows)
             return self._process_state(item)

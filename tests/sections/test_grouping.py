@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 import trio
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from slurry.sections import Map, Merge
 
@@ -370,6 +370,7 @@ def a_day(random: Random, length: int, crossed: bool = False) -> list[Any]:
 
 
 @given(st.randoms(use_true_random=False), TICKS, st.booleans())
+@settings(max_examples=50)
 def test_the_grouped_book_is_the_grouping_of_the_exact_one_after_every_update(
     random: Random, tick: Any, crossed: bool
 ) -> None:
@@ -403,6 +404,7 @@ def test_the_grouped_book_is_the_grouping_of_the_exact_one_after_every_update(
 
 
 @given(st.randoms(use_true_random=False), TICKS, st.integers(1, 60))
+@settings(max_examples=50)  # days of 60 messages each
 def test_behind_a_merger_that_is_ahead_best_prices_are_exact_and_all_is_once_the_updates_have_come(
     random: Random, tick: Any, most_ahead: int
 ) -> None:

@@ -608,7 +608,7 @@ async def test_a_day_of_trading_ends_with_the_books_of_the_exchange_to_the_satos
     topics = ["execution", "position", "margin", "instrument", "quote"]
     start = datetime(2026, 3, 14, 3, 30, tzinfo=UTC)
     dice = Random(7)
-    async with open_exchange(speed=0, rate=3, levels=30, symbols=tuple(CONTRACTS), start_time=start) as exchange:
+    async with open_exchange(speed=0, rate=1, levels=30, symbols=tuple(CONTRACTS), start_time=start) as exchange:
         account = exchange.open_account()
 
         def trade_on():

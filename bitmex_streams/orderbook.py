@@ -24,7 +24,7 @@ class Ladder(Sequence[Level]):
     """One side of an `OrderBook`, live: a sequence of `Level` (price, size), best first. ``ladder[:n]`` costs n, not
     the side."""
 
-    __slots__ = ("_best", "_best_id", "_highest_first", "_order", "_pending", "_prices", "_sizes")
+    __slots__ = ("_best", "_best_id", "_fresh", "_gone", "_highest_first", "_order", "_prices", "_sizes")
 
     def __init__(self, side: Side) -> None:
         self._highest_first = side == "Buy"
@@ -32,12 +32,17 @@ class Ladder(Sequence[Level]):
 
     def _load(self, prices: dict[int, Any], sizes: dict[int, int]) -> None:
         """Take over all levels at once."""
-        self._prices = prices  # also of what is deleted and still in the order
+        self._prices = prices
         self._sizes = sizes
-        self._order = SortedKeyList(prices, key=prices.__getitem__)  # ids, from the lowest price to the highest
-        self._pending: set[int] = set()  # ids in the order that are deleted, and ids that are not yet in the order
+        self._sort()
         self._best: Level | None = None  # no level is better than this, though it may be gone
         self._best_id: int | None = None  # of the level in _best; None: it is to be found anew
+
+    def _sort(self) -> None:
+        prices = self._prices
+        self._order = SortedKeyList(prices, key=prices.__getitem__)  # ids, from the lowest price to the highest
+        self._fresh: set[int] = set()  # ids that are not yet in the order
+        self._gone: dict[int, Any] = {}  # ids that are still in the order, and their prices there
 
     @property
     def best(self) -> Level | None:
@@ -51,32 +56,32 @@ class Ladder(Sequence[Level]):
 
     def _ordered(self) -> Any:
         """The ids in their order, brought up to date."""
-        if self._pending:
-            prices, sizes, order = self._prices, self._sizes, self._order
-            anew = 4 * len(self._pending) > len(sizes)  # then to sort is cheaper
-            for id in self._pending:
-                if id not in sizes:
-                    if not anew:
-                        order.remove(id)
+        fresh, gone = self._fresh, self._gone
+        if fresh or gone:
+            if 4 * (len(fresh) + len(gone)) > len(self._sizes):  # then to sort is cheaper
+                self._sort()
+            else:
+                prices, order = self._prices, self._order
+                prices.update(gone)  # the order asks for them
+                for id in gone:
+                    order.remove(id)
                     del prices[id]
-                elif not anew:
-                    order.add(id)
-            if anew:
-                self._order = SortedKeyList(prices, key=prices.__getitem__)
-            self._pending = set()
+                order.update(fresh)
+                fresh.clear()
+                gone.clear()
             self._best_id = None  # two levels of one price may have changed places
         return self._order
 
     def _insert(self, id: int, price: Any, size: int) -> None:
         """Add a level, which is not there."""
-        pending = self._pending
-        if id not in pending:
-            pending.add(id)
-        elif self._prices[id] == price:
-            pending.remove(id)  # it is back where it was
+        gone = self._gone
+        if id not in gone:
+            self._fresh.add(id)
+        elif gone[id] == price:
+            del gone[id]  # it is back where it was
         else:
             self._ordered()
-            self._pending.add(id)
+            self._fresh.add(id)
         self._prices[id] = price
         self._sizes[id] = size
         best = self._best
@@ -84,18 +89,18 @@ class Ladder(Sequence[Level]):
             self._best, self._best_id = Level(price, size), id
 
     def _delete(self, id: int) -> Any:
-        """The price of the level, which is there, and is gone then."""
+        """The price of the level, which is there (else KeyError), and is gone then."""
+        price = self._prices.pop(id)
         del self._sizes[id]
-        pending = self._pending
         if id == self._best_id:
             self._best_id = None
-        if id in pending:
-            pending.remove(id)  # the order has not heard of it
-            return self._prices.pop(id)
-        pending.add(id)
-        price = self._prices[id]
-        if len(pending) > len(self._sizes):  # what is gone takes no more room than what is there
-            self._ordered()
+        if id in self._fresh:
+            self._fresh.remove(id)  # the order has not heard of it
+        else:
+            gone = self._gone
+            gone[id] = price
+            if len(gone) > len(self._sizes):  # what is gone takes no more room than what is there
+                self._ordered()
         return price
 
     def __len__(self) -> int:
@@ -338,17 +343,16 @@ class OrderBook(BookView):
             for row in rows:
                 side, id = row["side"], row["id"]
                 ladder = bids if side == "Buy" else asks
-                sizes = ladder._sizes
+                old = ladder._prices.get(id)
                 if action == "update":
-                    if id not in sizes or (ladder is asks and side != "Sell"):
+                    if old is None or (ladder is asks and side != "Sell"):
                         raise ValueError(f"an update of a level that is not there: {row}")
-                    size = row.get("size")
+                    size, price = row.get("size"), row.get("price")
                     if type(size) is not int or size <= 0:
-                        size = sizes[id] if size is None else _size(size, row)
-                    old, price = ladder._prices[id], row.get("price")
+                        size = ladder._sizes[id] if size is None else _size(size, row)
                     if price is None or price == old:
                         price = old
-                        sizes[id] = size
+                        ladder._sizes[id] = size
                         if id == ladder._best_id:
                             ladder._best = Level(price, size)
                     else:  # never seen of BitMEX, whose ids stand for prices
@@ -359,7 +363,7 @@ class OrderBook(BookView):
                 elif side != "Sell" and ladder is asks:
                     raise _no_level(row)
                 elif action == "insert":
-                    if id in sizes:
+                    if old is not None:
                         raise ValueError(f"an insert of a level that is already there: {row}")
                     price, size = row["price"], row["size"]
                     if type(id) is not int:
@@ -370,7 +374,7 @@ class OrderBook(BookView):
                         size = _size(size, row)
                     ladder._insert(id, price, size)
                 else:
-                    if id not in sizes:
+                    if old is None:
                         raise ValueError(f"a delete of a level that is not there: {row}")
                     price, size = ladder._delete(id), 0
                 changes.append((side, price, size))

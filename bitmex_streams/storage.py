@@ -34,6 +34,9 @@ REMEMBERED = 10_000
 
 Key = tuple[Any, ...]
 
+replace = dict.__setitem__
+"""``replace(rows, key, row)``, where the key is there: its place in the order stays."""
+
 
 class Table(Protocol):
     """What keeps the rows of one table."""
@@ -431,20 +434,22 @@ class _Books(_Operations):
         for row in rows:
             try:
                 level, levels = row["id"], sides[row["side"]]
-                old = levels.get(level)
+                if action == "update":
+                    if type(level) is int:
+                        fresh = levels[level] | row
+                        replace(levels, level, fresh)  # the id is there: its place in the order stays
+                        whole.append(fresh)
+                        continue
+                elif type(level) is int and (level in levels) is (action == "delete"):
+                    if action == "delete":
+                        whole.append(levels.remove(level))
+                    else:
+                        levels.insert(level, row)
+                        whole.append(row)
+                    continue
             except (KeyError, TypeError):
-                level = None
-            if type(level) is not int or (old is None) is not (action == "insert"):
-                whole.append(self.operation(action)(row))
-            elif action == "update":
-                fresh = old | row
-                dict.__setitem__(levels, level, fresh)  # the id is there: its place in the order stays
-                whole.append(fresh)
-            elif action == "insert":
-                levels.insert(level, row)
-                whole.append(row)
-            else:
-                whole.append(levels.remove(level))
+                pass
+            whole.append(self.operation(action)(row))
         return whole, rows
 
     def insert(self, row: Row) -> Row | None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from ..coverage import Coverage, Topic
@@ -113,7 +113,7 @@ class TableApplier(Operator):
                     and item.action != "partial"
                     and (len(rows) == 1 or of_one_symbol(rows))
                 ):
-                    return self._apply_to(trusted, item)
+                    return self._apply_to(trusted, item, rows)
             if item.source in self._coverage.opening:
                 stale = [self._stale(topic, item.received) for topic in self._coverage.opened(item.source)]
                 return [*stale, *self._change(item)]
@@ -146,23 +146,23 @@ class TableApplier(Operator):
         symbol = rows[0].get("symbol")
         if type(symbol) is str:
             self._trusted.setdefault(table, {})[symbol] = trusted
-        return self._apply_to(trusted, message)
+        return self._apply_to(trusted, message, rows)
 
-    def _apply_to(self, trusted: _Trusted, message: TableMessage) -> Iterable[TableUpdate]:
+    def _apply_to(self, trusted: _Trusted, message: TableMessage, rows: Sequence[Row]) -> Iterable[TableUpdate]:
         """Rows of one topic, and of one symbol."""
-        action, received, store = message.action, message.received, trusted.store
+        action, store = message.action, trusted.store
         try:
-            rows, delta = store.apply(action, message.rows)
+            whole, delta = store.apply(action, rows)
         except ValueError as error:
-            return self._contradicted([trusted.topic], str(error), received)
-        if not rows:
+            return self._contradicted([trusted.topic], str(error), message.received)
+        if not whole:
             return ()
         return (
             TableUpdate(
                 message.table,
                 action,
-                rows,
-                received,
+                whole,
+                message.received,
                 trusted.source,
                 delta,
                 store.keys,

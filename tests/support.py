@@ -27,6 +27,12 @@ async def until_cancelled():
         await trio.sleep(0.001)
 
 
+async def collect(tap):
+    """All that comes out of a tap, which is closed then."""
+    async with tap:
+        return [item async for item in tap]
+
+
 class NeverAwaits:
     """An async iterable that is none at heart."""
 

@@ -47,16 +47,12 @@ from tests.support import (
     ThreadPass,
     TrioPass,
     Twice,
+    collect,
     count,
     until_cancelled,
 )
 
 KINDS = [TrioPass, ThreadPass, ProcessPass]
-
-
-async def collect(tap):
-    async with tap:
-        return [item async for item in tap]
 
 
 @pytest.fixture(autouse=True)

@@ -26,13 +26,19 @@ from bitmex_streams import (
 from bitmex_streams.exchange import open_exchange
 from bitmex_streams.operator import Operator
 from bitmex_streams.pipeline import Pipeline
-from tests.support import Add, Burst, Hold, NeverAwaits, Pass, RaiseAt, TrioPass, Twice, count, until_cancelled
-
-
-async def collect(tap):
-    async with tap:
-        return [item async for item in tap]
-
+from tests.support import (
+    Add,
+    Burst,
+    Hold,
+    NeverAwaits,
+    Pass,
+    RaiseAt,
+    TrioPass,
+    Twice,
+    collect,
+    count,
+    until_cancelled,
+)
 
 # --- stages and their taps ---
 

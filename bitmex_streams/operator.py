@@ -1,7 +1,8 @@
 """The two bases of our sections: `Operator`, whose work is synchronous, and `Source`, which hands over batches.
 
 Both are slurry sections and work in a plain `slurry.Pipeline` through ``pump``. Our own Pipeline knows them better:
-it runs a source and the operators behind it in one task, item by item, depth first, with no channel in between.
+it runs a source and the operators behind it in one task, item by item, depth first, with no channel in between (and
+stage by stage where nobody can tell, see `BatchOperator`).
 
 Time: an operator's timers run on ``received`` (ns), the time of the items themselves, so that a recording replayed at
 full speed gives what the live run gave. While nothing arrives, ``received`` is carried on by trio's clock, at the
@@ -139,16 +140,21 @@ class Operator(Section):
 
 
 class BatchOperator(Operator):
-    """An operator that puts out one item for each, ``received`` at the same time, and whose state nobody has to see as
-    it was at an item. So it need not work item by item: right behind a source, a Pipeline has it work through a batch
-    before those behind it see any of it. For a decoder that is worth 0.6 us of 2.3 us a message.
+    """An operator that works through many items in one go: override `process_all` in place of `process`.
 
-    Override `process_all` in place of `process`.
+    A Pipeline lets a run of such operators, and of no others, work through a part of a batch stage by stage: nobody can
+    look at what they keep in between, for no other task runs until that is done. It is worth 0.3 to 0.6 us an item of
+    each.
+    """
+
+    one_for_one: ClassVar[bool] = False
+    """Whether it puts out one item for each, ``received`` at the same time, and keeps nothing that another operator
+    could look at. Right behind a source it goes ahead of operators of any kind, then.
     """
 
     @abstractmethod
     def process_all(self, items: Iterable[Any], out: list[Any]) -> None:
-        """Append what comes out, an item for each. An exception comes after all that was good before it."""
+        """Append what comes out of all items. An exception comes after all that is good before it."""
 
     def process(self, item: Any) -> Iterable[Any]:
         out: list[Any] = []

@@ -3,9 +3,9 @@
 How it runs. The sections are cut into *runs*: a head (the source, or a section that is not ours) and the operators
 behind it. Each run is one task. It takes a batch from its head and pushes it, item by item and depth first, through
 its operators: a chain of plain function calls that is put together anew whenever a tap opens or closes, so that a
-stage without taps costs nothing. (Only a decoder right behind the head works through a part of the batch before those
-behind it begin: nobody has to see its state in between.) A foreign section has a task of its own, between the buffer
-that the run before it fills and the `Inbox` that its own run empties.
+stage without taps costs nothing. Where nobody can look in between, neither a tap nor an operator of a user's, a part
+of the batch goes through stage by stage instead, which is faster (`BatchOperator`). A foreign section has a task of its
+own, between the buffer that the run before it fills and the `Inbox` that its own run empties.
 
 How it ends. A run that comes to the end of its head finishes its operators, and then ends its taps and the input of
 the next section: the end travels downstream behind the last item, and so does an error: what stands before the

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from itertools import islice
+from itertools import islice, pairwise
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -75,8 +75,8 @@ class Run:
         self._scope = trio.CancelScope()
         self._clock: StreamClock
         self._failed: int | None = None  # the index of the stage that failed
-        self._push: tuple[Callable[[Any], None], ...]  # where what the head has put out goes; and where, past _ahead
-        self._ahead: BatchOperator | None = None  # it can work through a batch first
+        self._push: tuple[Callable[[Any], None], ...]  # where an item goes that is past so many operators
+        self._ahead: list[BatchOperator] = []  # the operators behind the head that work through a batch stage by stage
         self._after: list[Callable[[Any], None]]  # for each operator, where its output goes
         for stage in stages:
             stage.run = self
@@ -98,12 +98,26 @@ class Run:
             after.append(push)
             push = fan_out([*self._puts(index - 1), self._step(index, push)])
         self._after = after[::-1]
-        self._push = push, *self._after[:1]
-        self._ahead = None
-        if len(self.stages) > 1 and not self.stages[0].buffers:
-            second = self.stages[1].section
-            if isinstance(second, BatchOperator) and type(second).process is BatchOperator.process:
-                self._ahead = second
+        self._push = push, *self._after
+        self._ahead = self._find_ahead()
+
+    def _find_ahead(self) -> list[BatchOperator]:
+        """All operators, where they are `BatchOperator` and nobody listens in between; else the first one, perhaps.
+
+        A tap with little room is there to be close to the stream: then nobody is more than an item ahead of it.
+        """
+        ahead = []
+        for before, stage in pairwise(self.stages):
+            operator = stage.section
+            if before.buffers or not isinstance(operator, BatchOperator):
+                break
+            if type(operator).process is not BatchOperator.process:  # made anew by a user
+                break
+            ahead.append(operator)
+        close = any(isinstance(buffer, Block) and buffer.capacity < BATCH for buffer in self.stages[-1].buffers)
+        if len(ahead) == len(self.stages) - 1 and not close:
+            return ahead
+        return [operator for operator in ahead[:1] if operator.one_for_one]
 
     def _puts(self, index: int) -> list[Callable[[Any], None]]:
         """What takes an item into each tap of a stage."""
@@ -318,7 +332,13 @@ class Run:
             while left:
                 chunk = list(islice(rest, BATCH))
                 left -= len(chunk)
-                chunk, past, error = self._work_ahead(chunk)
+                past, failed, error = len(self._ahead), 0, None
+                for index, operator in enumerate(self._ahead, 1):
+                    taken, chunk = chunk, []
+                    try:
+                        operator.process_all(taken, chunk)
+                    except BaseException as raised:  # by what came before that by which one before it has failed
+                        failed, error = index, raised
                 paused = False
                 for item in chunk:
                     if timed:
@@ -330,7 +350,7 @@ class Run:
                         self._go_on(clock)
                         paused = True
                 if error is not None:
-                    self._blame(1, error)
+                    self._blame(failed, error)
                     raise error
                 if left and not paused:
                     await trio.lowlevel.checkpoint()
@@ -343,17 +363,6 @@ class Run:
         if not self._wanted:
             raise Unwanted
         clock.wake()
-
-    def _work_ahead(self, chunk: list[Any]) -> tuple[list[Any], int, BaseException | None]:
-        """What is to be pushed, the place in ``_push`` where that goes in, and the error that comes behind it."""
-        if self._ahead is None:
-            return chunk, 0, None
-        out: list[Any] = []
-        try:
-            self._ahead.process_all(chunk, out)
-        except BaseException as error:
-            return out, 1, error
-        return out, 1, None
 
     def _tick(self, timed: list[tuple[Operator, int]], now: int) -> None:
         """Bring the operators that have timers up to ``now``, those before others first."""

@@ -1,4 +1,4 @@
-"""A run: its decoder works through a batch before those behind it begin, and nobody can tell."""
+"""A run: operators of ours work through a batch stage by stage where they can, and nobody can tell."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ import pytest
 import trio
 
 from bitmex_streams.errors import DecodeError
-from bitmex_streams.messages import RawMessage, StateLost, TableMessage
-from bitmex_streams.operator import Operator, Source
+from bitmex_streams.messages import BookUpdate, RawMessage, StateLost, TableMessage
+from bitmex_streams.operator import BatchOperator, Operator, Source
 from bitmex_streams.pipeline import Pipeline
 from bitmex_streams.sections.decoder import Decoder
+from bitmex_streams.sections.filters import SymbolFilter
+from bitmex_streams.sections.orderbook import OrderBookMerger
+from bitmex_streams.sections.tables import TableApplier
 from tests.support import collect
 
 GOOD = '{"table":"trade","action":"insert","data":[{"symbol":"XBTUSD","size":%d}]}'
@@ -47,6 +50,29 @@ class Fails(Operator):
         if item.received == self.at:
             raise ZeroDivisionError
         return (item,)
+
+
+class FailsInABatch(BatchOperator):
+    def __init__(self, at):
+        self.at = at
+
+    def process_all(self, items, out):
+        for item in items:
+            if item.received == self.at:
+                raise ZeroDivisionError
+            out.append(item)
+
+
+ROW = '{"symbol":"XBTUSD","id":%d,"side":"%s","size":%d,"price":%d}'
+
+
+def a_book(number):
+    """The size of one level grows by one with each message."""
+    rows = ",".join([ROW % (1, "Buy", 1, 100), ROW % (2, "Sell", 1, 101)])
+    partial = '{"table":"orderBookL2","action":"partial","keys":["symbol","id","side"],"data":[' + rows + "]}"
+    update = '{"table":"orderBookL2","action":"update","data":[' + ROW + "]}"
+    texts = [partial, *(update % (1, "Buy", size, 100) for size in range(2, number + 1))]
+    return [RawMessage(n, text, "source") for n, text in enumerate(texts)]
 
 
 @pytest.mark.parametrize("number", [1, 63, 64, 65, 300])
@@ -96,16 +122,60 @@ async def test_what_cannot_be_decoded_is_raised_after_all_before_it_was_delivere
     assert caught.value.__notes__ == ["raised in Decoder, a section of the pipeline"]
 
 
-async def test_of_two_errors_in_a_batch_the_first_in_the_stream_counts():
+@pytest.mark.parametrize("kind", [Fails, FailsInABatch])
+@pytest.mark.parametrize("at", [0, 20, 29, 30, 31])
+async def test_of_two_errors_in_a_batch_the_first_in_the_stream_counts(kind, at):
     got = []
-    with pytest.raises(ZeroDivisionError) as caught:
+    with pytest.raises((ZeroDivisionError, DecodeError)) as caught:
         async with Pipeline.create(
-            Messages(messages(60, bad=[30])), Decoder(on_error="raise"), Fails(20)
+            Messages(messages(60, bad=[30])), Decoder(on_error="raise"), SymbolFilter("XBTUSD"), kind(at)
         ) as pipeline:
             async for item in pipeline.tap():
                 got.append(item.received)
-    assert got == list(range(20))
-    assert caught.value.__notes__ == ["raised in Fails, a section of the pipeline"]
+    assert got == list(range(min(at, 30)))
+    assert caught.value.__notes__ == [
+        f"raised in {kind.__name__ if at < 30 else 'Decoder'}, a section of the pipeline"
+    ]
+
+
+async def test_a_section_of_a_users_sees_tables_and_books_as_they_are_at_the_item_in_hand():
+    tables, books, seen = TableApplier(), OrderBookMerger(), []
+
+    class Looks(Operator):
+        def __init__(self, told):
+            self.told = told
+
+        def process(self, item):
+            seen.append((self.told(item), tables.storage.orderbook["XBTUSD"]["Buy"][1]["size"]))
+            if type(item) is BookUpdate:
+                seen.append((self.told(item), item.book.best_bid.size))
+            return (item,)
+
+    in_tables, in_books = Looks(lambda update: update.rows[0]["size"]), Looks(lambda update: update.best_bid.size)
+    async with Pipeline.create(Messages(a_book(200)), Decoder(), tables, in_tables, books, in_books) as pipeline:
+        await collect(pipeline.tap())
+    assert len(seen) == 600 and all(told == found for told, found in seen)
+
+
+@pytest.mark.parametrize("room", [0, 3])
+async def test_who_reads_a_tap_with_little_room_is_close_to_the_live_book(room):
+    books = OrderBookMerger()
+    async with Pipeline.create(Messages(a_book(200)), Decoder(), TableApplier(), books) as pipeline:
+        async with pipeline.tap(max_buffer_size=room) as tap:
+            async for update in tap:
+                assert 0 <= books.books["XBTUSD"].best_bid.size - update.best_bid.size <= room + 1
+
+
+async def test_a_tap_in_the_middle_changes_nothing_of_what_comes_at_the_end():
+    ends = []
+    for tapped in (None, 1, 2):
+        sections = [Decoder(), TableApplier(), OrderBookMerger()]
+        async with Pipeline.create(Messages(a_book(200)), *sections) as pipeline:
+            middle = pipeline.tap(sections[tapped - 1], max_buffer_size=1000, start=False) if tapped else None
+            ends.append([(item.received, item.best_bid) for item in await collect(pipeline.tap())])
+            if middle is not None:
+                assert [item.received for item in await collect(middle)] == list(range(200))
+    assert ends[0] == ends[1] == ends[2] and len(ends[0]) == 200
 
 
 async def test_a_decoder_that_was_made_anew_by_overriding_process_works_item_by_item():
@@ -138,3 +208,25 @@ async def test_timers_behind_the_decoder_see_each_items_time():
     async with Pipeline.create(Messages(messages(100, bad=[3])), Decoder(), clock) as pipeline:
         await collect(pipeline.tap())
     assert all(received == now for received, now in clock.seen) and len(clock.seen) == 100
+
+
+async def test_timers_go_by_what_a_filter_before_them_leaves_out_too():
+    times = []
+
+    class Alarm(Operator):
+        def process(self, item):
+            self.deadline = item.received + 1
+            return ()
+
+        def on_time(self, now):
+            times.append(now)
+            self.deadline = None
+            return ()
+
+    trades = [
+        TableMessage("trade", "insert", [{"symbol": symbol}], received)
+        for received, symbol in ((10, "XBTUSD"), (15, "ETHUSD"), (20, "XBTUSD"), (30, "ETHUSD"))
+    ]
+    async with Pipeline.create(Messages(trades), SymbolFilter("XBTUSD"), Alarm()) as pipeline:
+        await collect(pipeline.tap())
+    assert times == [15, 30]

@@ -84,6 +84,8 @@ class Decoder(BatchOperator):
     ``messages``, ``rows``, ``undecodable``: how many messages came, rows of tables were in them, and messages could not
     be decoded, so far (int)."""
 
+    one_for_one = True
+
     def __init__(
         self, number: Callable[[str], Any] | None = None, *, on_error: Literal["stale", "raise"] = "stale"
     ) -> None:

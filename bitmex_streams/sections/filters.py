@@ -25,7 +25,7 @@ from ..messages import (
     Ticker,
     symbol_of,
 )
-from ..operator import Operator
+from ..operator import BatchOperator
 
 __all__ = ["SymbolFilter", "TableFilter"]
 
@@ -42,7 +42,7 @@ def _bare(names: tuple[str, ...], section: str, what: str, example: str) -> None
         raise ValueError(f"{section} needs at least one {what}, as in {section}({example!r})")
 
 
-class SymbolFilter(Operator):
+class SymbolFilter(BatchOperator):
     """Let through what is of the given symbols (str, as ``"XBTUSD"``).
 
     A `TableMessage` or `TableUpdate` with rows of several symbols is narrowed to a new one; where all rows match, the
@@ -58,24 +58,30 @@ class SymbolFilter(Operator):
         self.symbols = frozenset(symbols)
         self._wanted: frozenset[str | None] = self.symbols | {None}  # None: a row, or a filter, of no symbol
 
-    def process(self, item: Any) -> Iterable[Any]:
-        kind = type(item)
-        if kind is TableMessage or kind is TableUpdate:
-            symbols = self.symbols
-            covered = item.filter  # given for a partial and for stale
-            if covered and symbol_of(covered) not in self._wanted:
-                return ()
-            for row in item.rows:  # `symbol_of`, without a call for each row
-                symbol = row.get("symbol")
-                if type(symbol) is str and symbol not in symbols:
-                    return self._narrow(item)
-            return (item,)
-        if kind in _OF_A_SYMBOL:
-            return (item,) if item.symbol in self._wanted else ()
-        if kind is StateLost and item.topic is not None:
-            _, _, symbol = item.topic.partition(":")
-            return (item,) if (symbol or None) in self._wanted else ()
-        return (item,)
+    def process_all(self, items: Iterable[Any], out: list[Any]) -> None:
+        symbols, wanted = self.symbols, self._wanted
+        for item in items:
+            kind = type(item)
+            if kind is TableMessage or kind is TableUpdate:
+                covered = item.filter  # given for a partial and for stale
+                if covered and symbol_of(covered) not in wanted:
+                    continue
+                for row in item.rows:  # `symbol_of`, without a call for each row
+                    symbol = row.get("symbol")
+                    if type(symbol) is str and symbol not in symbols:
+                        out += self._narrow(item)
+                        break
+                else:
+                    out.append(item)
+            elif kind in _OF_A_SYMBOL:
+                if item.symbol in wanted:
+                    out.append(item)
+            elif kind is StateLost and item.topic is not None:
+                _, _, symbol = item.topic.partition(":")
+                if (symbol or None) in wanted:
+                    out.append(item)
+            else:
+                out.append(item)
 
     def _narrow(self, item: Any) -> Iterable[Any]:
         wanted = self._wanted
@@ -87,7 +93,7 @@ class SymbolFilter(Operator):
         return (replace(item, rows=rows),)
 
 
-class TableFilter(Operator):
+class TableFilter(BatchOperator):
     """Let through what is of the given tables (str, as ``"trade"``).
 
     `TableMessage`, `TableUpdate` and `BookUpdate` pass by their table; everything else passes, the items of an account
@@ -100,10 +106,15 @@ class TableFilter(Operator):
         _bare(tables, "TableFilter", "table", "trade")
         self.tables = frozenset(tables)
 
-    def process(self, item: Any) -> Iterable[Any]:
-        kind = type(item)
-        if kind is TableMessage or kind is TableUpdate or kind is BookUpdate:
-            return (item,) if item.table in self.tables else ()
-        if kind is StateLost and item.topic is not None:
-            return (item,) if item.topic.partition(":")[0] in self.tables else ()
-        return (item,)
+    def process_all(self, items: Iterable[Any], out: list[Any]) -> None:
+        tables = self.tables
+        for item in items:
+            kind = type(item)
+            if kind is TableMessage or kind is TableUpdate or kind is BookUpdate:
+                if item.table in tables:
+                    out.append(item)
+            elif kind is StateLost and item.topic is not None:
+                if item.topic.partition(":")[0] in tables:
+                    out.append(item)
+            else:
+                out.append(item)

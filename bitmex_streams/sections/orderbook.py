@@ -23,7 +23,7 @@ from ..messages import (
     Unsubscribed,
     of_one_symbol,
 )
-from ..operator import Operator
+from ..operator import BatchOperator
 from ..orderbook import Levels, OrderBook
 from .tables import CONSUMED
 
@@ -51,7 +51,7 @@ class _Trusted:
         self.top: Top = book.bids.best, book.asks.best
 
 
-class OrderBookMerger(Operator):
+class OrderBookMerger(BatchOperator):
     """`TableMessage` (of a `Decoder`) or `TableUpdate` (of a `TableApplier`) in, `BookUpdate` out: one per symbol of
     a message.
 
@@ -140,21 +140,32 @@ class OrderBookMerger(Operator):
     def _topic(self, symbol: str) -> Topic | None:
         return self._coverage.find(self.table, {"symbol": symbol})
 
-    def process(self, item: Any) -> Iterable[Any]:
+    def process_all(self, items: Iterable[Any], out: list[Any]) -> None:
+        table, trusted_by = self.table, self._trusted
+        for item in items:
+            kind = type(item)
+            if kind is not TableMessage and kind is not TableUpdate:
+                out += self._process_other(item)
+                continue
+            if item.table != table:
+                continue
+            if item.action not in DELTAS:
+                out += self._process_state(item)
+                continue
+            rows = item.rows if kind is TableMessage else item.delta or item.rows
+            try:
+                trusted = trusted_by[rows[0]["symbol"]]
+            except (LookupError, TypeError):  # nothing is known of it, or it is no row
+                out += self._process_delta(item, rows)
+                continue
+            if item.source == trusted.source and (len(rows) == 1 or of_one_symbol(rows)):
+                self._apply_to_book(trusted, item, rows, out)
+            else:
+                out += self._process_delta(item, rows)
+
+    def _process_other(self, item: Any) -> Iterable[Any]:
+        """What is no message of a table."""
         kind = type(item)
-        if kind is TableMessage or kind is TableUpdate:
-            if item.table != self.table:
-                return ()
-            if item.action in DELTAS:
-                rows = item.rows if kind is TableMessage else item.delta or item.rows
-                try:
-                    trusted = self._trusted[rows[0]["symbol"]]
-                except (LookupError, TypeError):  # no such, or no row
-                    return self._process_delta(item, rows)
-                if item.source == trusted.source and (len(rows) == 1 or of_one_symbol(rows)):
-                    return self._apply_to_book(trusted, item, rows)
-                return self._process_delta(item, rows)
-            return self._process_state(item)
         self._finished = False
         if kind is Disconnected or kind is Connected or kind is Unsubscribed:  # nothing is to be asked for
             self._trusted.clear()
@@ -268,7 +279,8 @@ class OrderBookMerger(Operator):
                 reason = f"a row of a symbol that is not there: {symbol!r:.80}"
                 return self._contradicted([topic], reason, received, tops)
             book = OrderBook(symbol)  # of a table that is covered as a whole: so these rows are all of it
-        updates = self._apply_to_book(_Trusted(book, topic), item, rows, tops)
+        updates: list[BookUpdate] = []
+        self._apply_to_book(_Trusted(book, topic), item, rows, updates, tops)
         if symbol not in self.books and not topic.stale:
             self.books[symbol] = book
             book.stale = self._coverage.announced(item.source) is not None
@@ -280,14 +292,16 @@ class OrderBookMerger(Operator):
         trusted: _Trusted,
         item: TableMessage | TableUpdate,
         rows: Sequence[Row],
+        out: list[Any],
         tops: dict[str, Top] | None = None,
-    ) -> Iterable[BookUpdate]:
+    ) -> None:
         book, received = trusted.book, item.received
         symbol, bids, asks = book.symbol, book.bids, book.asks
         try:
             changes = book.apply(item.action, rows)  # type: ignore[arg-type]
         except ValueError as error:
-            return self._contradicted([trusted.topic], str(error), received, tops or {symbol: trusted.top})
+            out += self._contradicted([trusted.topic], str(error), received, tops or {symbol: trusted.top})
+            return
         # What `best` says, without the two calls where it is known.
         bid = bids._best if bids._best_id is not None else bids.best
         ask = asks._best if asks._best_id is not None else asks.best
@@ -296,11 +310,12 @@ class OrderBookMerger(Operator):
             self._crossed[symbol] = since, messages + 1
             if messages >= self.crossed_messages and received - since >= self.crossed_ns:
                 crossed = f"{symbol} has been crossed for {messages + 1} messages: bid {bid[0]}, ask {ask[0]}"
-                return self._contradicted([trusted.topic], crossed, received, tops)
+                out += self._contradicted([trusted.topic], crossed, received, tops)
+                return
         elif self._crossed:
             self._crossed.pop(symbol, None)
         trusted.top = bid, ask
-        return (BookUpdate(symbol, bid, ask, tuple(changes), False, book.timestamp, received, book, self.table),)
+        out.append(BookUpdate(symbol, bid, ask, tuple(changes), False, book.timestamp, received, book, self.table))
 
     def _apply_to_several(self, item: TableMessage | TableUpdate, rows: Sequence[Row]) -> Iterable[BookUpdate]:
         """Rows of several symbols, which only partials are known to have; allowed all the same."""

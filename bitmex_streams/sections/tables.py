@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from ..coverage import Coverage, Topic
@@ -24,7 +24,7 @@ from ..messages import (
     Welcome,
     of_one_symbol,
 )
-from ..operator import Operator
+from ..operator import BatchOperator
 from ..protocol import PUBLIC_TABLES
 from ..storage import BOOK_TABLES, Storage, Table
 
@@ -50,7 +50,7 @@ class _Trusted:
         self.generation = generation
 
 
-class TableApplier(Operator):
+class TableApplier(BatchOperator):
     """`TableMessage` and marks in, `TableUpdate` out: at most one for a message, one per topic for a loss of state.
 
     ``storage`` (`Storage`) holds the tables; ``max_rows`` bounds those that only grow. Deltas before the first
@@ -97,28 +97,49 @@ class TableApplier(Operator):
         self._coverage.announce(source, reason)
         self._trusted.clear()
 
-    def process(self, item: Any) -> Iterable[Any]:
-        kind = type(item)
-        if kind is TableMessage:
-            if (orders := self.storage.orders) is not None:
+    def process_all(self, items: Iterable[Any], out: list[Any]) -> None:
+        storage, trusted_by = self.storage, self._trusted
+        for item in items:
+            if type(item) is not TableMessage:
+                self._trusted.clear()
+                out += self._process_other(item)
+                continue
+            if (orders := storage.orders) is not None:
                 orders.advance(item.received)
-            rows = item.rows
+            action, rows = item.action, item.rows
             try:
-                trusted = self._trusted[item.table][rows[0]["symbol"]]
-            except (LookupError, TypeError):
-                pass
-            else:
-                if (
-                    item.source == trusted.source
-                    and item.action != "partial"
-                    and (len(rows) == 1 or of_one_symbol(rows))
-                ):
-                    return self._apply_to(trusted, item, rows)
-            if item.source in self._coverage.opening:
-                stale = [self._stale(topic, item.received) for topic in self._coverage.opened(item.source)]
-                return [*stale, *self._change(item)]
-            return self._change(item)
-        self._trusted.clear()
+                trusted = trusted_by[item.table][rows[0]["symbol"]]
+            except (LookupError, TypeError):  # nothing is known of it, or it is no row
+                out += self._change(item)
+                continue
+            if item.source != trusted.source or action == "partial" or not (len(rows) == 1 or of_one_symbol(rows)):
+                out += self._change(item)
+                continue
+            store = trusted.store
+            try:
+                whole, delta = store.apply(action, rows)
+            except ValueError as error:
+                out += self._contradicted([trusted.topic], str(error), item.received)
+                continue
+            if whole:
+                out.append(
+                    TableUpdate(
+                        item.table,
+                        action,
+                        whole,
+                        item.received,
+                        trusted.source,
+                        delta,
+                        store.keys,
+                        None,
+                        "",
+                        trusted.generation,
+                    )
+                )
+
+    def _process_other(self, item: Any) -> Iterable[Any]:
+        """What is no message of a table."""
+        kind = type(item)
         if kind is Disconnected or kind is Connected or kind is Unsubscribed:  # nothing is to be asked for
             return [self._stale(topic, item.received) for topic in self._coverage.lose_by(item)]
         if kind is StateLost:
@@ -131,46 +152,47 @@ class TableApplier(Operator):
 
     def _change(self, message: TableMessage) -> Iterable[TableUpdate]:
         """A partial, or a delta of what is not known to be trusted."""
-        table, source, rows = message.table, message.source, message.rows
-        if message.action == "partial":
-            return self._load(message)
-        store = self.storage.tables.get(table)
-        if store is None or not rows:
-            return ()
-        topic = self._coverage.find(table, rows[0])
-        if topic is None or type(topic.scope) is tuple or not of_one_symbol(rows):
-            return self._apply_to_several(message, store)
-        if topic.stale or topic.source != source:
-            return ()
-        trusted = _Trusted(topic, store, self._coverage.generation.get(source, 0))
-        symbol = rows[0].get("symbol")
-        if type(symbol) is str:
-            self._trusted.setdefault(table, {})[symbol] = trusted
-        return self._apply_to(trusted, message, rows)
+        stale: list[TableUpdate] = []
+        if message.source in self._coverage.opening:
+            stale = [self._stale(topic, message.received) for topic in self._coverage.opened(message.source)]
+        told = self._load(message) if message.action == "partial" else self._apply(message)
+        return [*stale, *told] if stale else told
 
-    def _apply_to(self, trusted: _Trusted, message: TableMessage, rows: Sequence[Row]) -> Iterable[TableUpdate]:
-        """Rows of one topic, and of one symbol."""
-        action, store = message.action, trusted.store
-        try:
-            whole, delta = store.apply(action, rows)
-        except ValueError as error:
-            return self._contradicted([trusted.topic], str(error), message.received)
-        if not whole:
+    def _apply(self, message: TableMessage) -> Iterable[TableUpdate]:
+        """Rows that may be of several topics, each of which is applied whole or not at all."""
+        table, source, received, find = message.table, message.source, message.received, self._coverage.find
+        store = self.storage.tables.get(table)
+        if store is None:
             return ()
-        return (
-            TableUpdate(
-                message.table,
-                action,
-                whole,
-                message.received,
-                trusted.source,
-                delta,
-                store.keys,
-                None,
-                "",
-                trusted.generation,
-            ),
-        )
+        operate, generation = store.operation(message.action), self._coverage.generation.get(source, 0)
+        rows: list[Row] = []
+        delta: list[Row] = []
+        stale: list[TableUpdate] = []
+        lost: list[Topic] = []
+        for row in message.rows:
+            topic = find(table, row)
+            if topic is None or topic.stale or topic.source != source:
+                continue
+            try:
+                whole = operate(row)
+            except ValueError as error:
+                lost.append(topic)
+                stale += self._contradicted([topic], str(error), received)
+                continue
+            if whole is not None:
+                rows.append(whole)
+                delta.append(row)
+            if type(symbol := row.get("symbol")) is str and type(topic.scope) is not tuple and not lost:
+                self._trusted.setdefault(table, {})[symbol] = _Trusted(topic, store, generation)
+        if lost:  # what the message brought to a topic before the contradiction is not told
+            told = [index for index, row in enumerate(delta) if find(table, row) not in lost]
+            rows, delta = [rows[index] for index in told], [delta[index] for index in told]
+        if not rows:
+            return stale
+        return [
+            TableUpdate(table, message.action, rows, received, source, delta, store.keys, None, "", generation),
+            *stale,
+        ]
 
     def _load(self, message: TableMessage) -> Iterable[TableUpdate]:
         self._trusted.clear()
@@ -226,38 +248,6 @@ class TableApplier(Operator):
         for other in self._coverage.topics.get(message.table, {}).values():
             if other.source != topic.source and not other.stale and not topic.covers(other.filter):
                 raise ValueError(f"its keys are {tuple(message.keys)}, where {other.name} is kept by {known.keys}")
-
-    def _apply_to_several(self, message: TableMessage, store: Table) -> Iterable[TableUpdate]:
-        """Rows that may be of several topics, each of which is applied whole or not at all."""
-        table, source, received = message.table, message.source, message.received
-        find, operate = self._coverage.find, store.operation(message.action)
-        rows: list[Row] = []
-        delta: list[Row] = []
-        stale: list[TableUpdate] = []
-        lost: list[Topic] = []
-        for row in message.rows:
-            topic = find(table, row)
-            if topic is None or topic.stale or topic.source != source:
-                continue
-            try:
-                whole = operate(row)
-            except ValueError as error:
-                lost.append(topic)
-                stale += self._contradicted([topic], str(error), received)
-                continue
-            if whole is not None:
-                rows.append(whole)
-                delta.append(row)
-        if lost:  # what the message brought to a topic before the contradiction is not told
-            told = [index for index, row in enumerate(delta) if find(table, row) not in lost]
-            rows, delta = [rows[index] for index in told], [delta[index] for index in told]
-        if not rows:
-            return stale
-        generation = self._coverage.generation.get(source, 0)
-        return [
-            TableUpdate(table, message.action, rows, received, source, delta, store.keys, None, "", generation),
-            *stale,
-        ]
 
     def _contradicted(
         self, topics: list[Topic], reason: str, received: int, *, ask: str | None = None

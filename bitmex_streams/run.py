@@ -77,6 +77,7 @@ class Run:
         self._failed: int | None = None  # the index of the stage that failed
         self._push: tuple[Callable[[Any], None], ...]  # where an item goes that is past so many operators
         self._ahead: list[BatchOperator] = []  # the operators behind the head that work through a batch stage by stage
+        self._end: Block | None = None  # where all comes out, where they are all of them, and it is one place
         self._after: list[Callable[[Any], None]]  # for each operator, where its output goes
         for stage in stages:
             stage.run = self
@@ -100,6 +101,10 @@ class Run:
         self._after = after[::-1]
         self._push = push, *self._after
         self._ahead = self._find_ahead()
+        self._end = None
+        if len(targets) == 1 and len(self._ahead) == len(self.stages) - 1:
+            end = self.stages[-1].buffers[0] if self.stages[-1].buffers else self.next_input
+            self._end = end if isinstance(end, Block) else None
 
     def _find_ahead(self) -> list[BatchOperator]:
         """All operators, where they are `BatchOperator` and nobody listens in between; else the first one, perhaps.
@@ -340,6 +345,8 @@ class Run:
                     except BaseException as raised:  # by what came before that by which one before it has failed
                         failed, error = index, raised
                 paused = False
+                if self._end is not None and past == len(self._ahead) and self._end.put_all(chunk):
+                    chunk = []
                 for item in chunk:
                     if timed:
                         clock.see(item)

@@ -6,6 +6,7 @@ from contextlib import asynccontextmanager
 
 import pytest
 import trio
+import trio.testing
 
 from bitmex_streams.errors import DecodeError
 from bitmex_streams.messages import BookUpdate, RawMessage, StateLost, TableMessage
@@ -230,3 +231,30 @@ async def test_timers_go_by_what_a_filter_before_them_leaves_out_too():
     async with Pipeline.create(Messages(trades), SymbolFilter("XBTUSD"), Alarm()) as pipeline:
         await collect(pipeline.tap())
     assert times == [15, 30]
+
+
+async def test_a_batch_feeds_every_consumer_that_waits():
+    got = []
+
+    async def take_one(tap):
+        async with tap:
+            got.append((await tap.receive()).received)
+
+    async with Pipeline.create(Messages(messages(3)), Decoder()) as pipeline, trio.open_nursery() as nursery:
+        tap = pipeline.tap(start=False)
+        for _ in range(3):
+            nursery.start_soon(take_one, tap.clone())
+        tap.close()
+        await trio.testing.wait_all_tasks_blocked()
+        pipeline.start()
+    assert sorted(got) == [0, 1, 2]
+
+
+@pytest.mark.parametrize("room", [64, 70, 1000])
+async def test_no_more_waits_in_a_tap_than_there_is_room_for(room):
+    most = 0
+    async with Pipeline.create(Messages(messages(1000)), Decoder()) as pipeline:
+        async with pipeline.tap(max_buffer_size=room) as tap:
+            async for _ in tap:
+                most = max(most, tap.statistics().current_buffer_used)
+    assert 60 <= most <= room + 1  # the one with which the producer waits

@@ -75,6 +75,24 @@ class Burst(Source):
         return range(begin, self.item)
 
 
+class Messages(Source):
+    """All in one batch."""
+
+    def __init__(self, messages):
+        self.messages = messages
+
+    @asynccontextmanager
+    async def batches(self, input):
+        yield self
+
+    async def receive(self):
+        await trio.lowlevel.checkpoint()
+        if not self.messages:
+            raise trio.EndOfChannel
+        messages, self.messages = self.messages, []
+        return messages
+
+
 class Pass(Operator):
     def process(self, item):
         return (item,)

@@ -22,8 +22,17 @@ import pytest
 from bitmex_streams import messages
 from bitmex_streams.errors import DecodeError
 from bitmex_streams.exchange import OrderRefused, Session, Simulation
-from bitmex_streams.messages import BookUpdate, Disconnected, RawMessage, StateLost, TableMessage, TableUpdate
+from bitmex_streams.messages import (
+    BookUpdate,
+    Connected,
+    Disconnected,
+    RawMessage,
+    StateLost,
+    TableMessage,
+    TableUpdate,
+)
 from bitmex_streams.operator import Operator
+from bitmex_streams.pipeline import Pipeline
 from bitmex_streams.sections.bars import Bars
 from bitmex_streams.sections.decoder import Decoder
 from bitmex_streams.sections.fills import Fills
@@ -34,6 +43,7 @@ from bitmex_streams.sections.orders import Orders
 from bitmex_streams.sections.positions import Positions
 from bitmex_streams.sections.tables import TableApplier
 from bitmex_streams.sections.tickers import Tickers
+from tests.support import Messages, Pass, collect
 
 START = 1_767_225_590_000_000_000
 GOOD, BAD = "ws://good", "ws://bad"
@@ -428,6 +438,31 @@ class Run:
         for text in partials:
             chain.apply(chain.decode(RawMessage(START, text, BAD)))
         return state_of(chain, self.bad)
+
+
+@pytest.mark.parametrize("behind", [[TableApplier], [TableApplier, OrderBookMerger]], ids=["tables", "books"])
+async def test_stage_by_stage_comes_out_what_comes_out_item_by_item(
+    recordings: tuple[Recording, Recording], caplog: pytest.LogCaptureFixture, behind: list[Any]
+) -> None:
+    caplog.set_level(logging.CRITICAL, logger="bitmex_streams")
+    random, items = Random(SEED), []
+    for partials, texts in recordings[0].parts * 3:
+        items.append(Connected(START, BAD))
+        for text in [*partials, *texts]:
+            again = [] if random.random() > 0.05 else [random.choice(MUTATORS)(text, random), *partials]
+            items += [RawMessage(START, data, BAD) for data in (text, *again)]
+        if random.random() < 0.5:
+            items.append(Disconnected(START, BAD))
+    told = []
+    for seen_by_another in (False, True):  # behind whom all has to be as it is at the item in hand
+        sections = [Decoder(), *(section() for section in behind), *([Pass()] if seen_by_another else [])]
+        async with Pipeline.create(Messages(items), *sections) as pipeline:
+            found = await collect(pipeline.tap())
+        told.append(
+            [[getattr(item, field) for field in item.__struct_fields__ if field != "book"] for item in found]
+        )
+    assert told[0] == told[1] and len(told[0]) > 1000
+    assert sum("stale" in update or True in update for update in told[0]) > 20
 
 
 TOLD = [field for field in BookUpdate.__struct_fields__ if field != "book"]

@@ -2,41 +2,21 @@
 
 from __future__ import annotations
 
-from contextlib import asynccontextmanager
-
 import pytest
 import trio
 import trio.testing
 
 from bitmex_streams.errors import DecodeError
 from bitmex_streams.messages import BookUpdate, RawMessage, StateLost, TableMessage
-from bitmex_streams.operator import BatchOperator, Operator, Source
+from bitmex_streams.operator import BatchOperator, Operator
 from bitmex_streams.pipeline import Pipeline
 from bitmex_streams.sections.decoder import Decoder
 from bitmex_streams.sections.filters import SymbolFilter
 from bitmex_streams.sections.orderbook import OrderBookMerger
 from bitmex_streams.sections.tables import TableApplier
-from tests.support import collect
+from tests.support import Messages, collect
 
 GOOD = '{"table":"trade","action":"insert","data":[{"symbol":"XBTUSD","size":%d}]}'
-
-
-class Messages(Source):
-    """All in one batch."""
-
-    def __init__(self, messages):
-        self.messages = messages
-
-    @asynccontextmanager
-    async def batches(self, input):
-        yield self
-
-    async def receive(self):
-        await trio.lowlevel.checkpoint()
-        if not self.messages:
-            raise trio.EndOfChannel
-        messages, self.messages = self.messages, []
-        return messages
 
 
 def messages(number, *, bad=()):

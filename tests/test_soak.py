@@ -72,7 +72,7 @@ BROKEN = {
             return () if is_insert and next(passed) % 50 == 49 else process(self, item)
         Decoder.process = lossy
         """,
-        "comes another than the next",
+        "comes another than the next|nothing came out of the decoder",  # whichever is seen first
     ),
     "a trade that is told twice": (
         """
@@ -284,7 +284,7 @@ def test_the_soak_finds(what):
     done = run("-c", PREPARE.format(dedent(code)), "--faults", "100", "--seed", "3", "--transport", "default")
     assert done.returncode == 1, done.stdout + done.stderr
     assert "WRONG: seed 3, fault " in done.stderr
-    assert said in done.stderr
+    assert any(words in done.stderr for words in said.split("|"))
 
 
 @pytest.mark.parametrize("what", BROKEN_OF_KIND)

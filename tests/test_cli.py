@@ -20,6 +20,7 @@ from pathlib import Path
 
 import pytest
 
+from bitmex_streams.__main__ import main
 from bitmex_streams.exchange import Session, Simulation
 from bitmex_streams.exchange.demo import DEMO_API_KEY, DEMO_API_SECRET
 
@@ -704,8 +705,15 @@ def test_whoever_gives_no_secret_is_let_go(typed, code, words):
     ],
     ids=lambda value: " ".join(value) if isinstance(value, list) else "",
 )
-def test_a_wrong_argument_gets_a_sentence(arguments, sentence):
-    out, err = run(*arguments, code=2)
+def test_a_wrong_argument_gets_a_sentence(arguments, sentence, monkeypatch, capsys):
+    """In this process: to start twenty of them takes half a minute."""
+    monkeypatch.setattr(sys, "argv", ["bitmex-streams", *arguments])
+    for name in DEMO:
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(SystemExit) as ended:
+        main()
+    assert ended.value.code == 2
+    out, err = capsys.readouterr()
     assert out == ""
     assert sentence in err
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import weakref
+from threading import get_ident
 from typing import Any
 
 from sortedcontainers import SortedDict, SortedList
@@ -14,6 +16,9 @@ class LazySortedDict(SortedDict):
 
     Everything that shows the order brings it up to date first: it costs the keys that have come or gone since. A key
     that came and went in between costs nothing. So it suits those that change much more often than they are iterated.
+
+    Only the thread that has made it may change it, which to look does. Whoever looks from another gets the keys as they
+    are at that moment, put in order for him.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -24,6 +29,7 @@ class LazySortedDict(SortedDict):
         keys.__class__ = _LazyKeys
         self._fresh = keys.fresh = set()
         self._gone = keys.gone = set()
+        keys.keeper, keys.kept = get_ident(), weakref.ref(self)
         for name, method in list(vars(self).items()):  # those of the list that a SortedDict has at hand
             if getattr(method, "__self__", None) is keys:
                 setattr(self, name, getattr(keys, method.__name__))
@@ -51,6 +57,8 @@ class _LazyKeys(SortedList):
 
     fresh: set[Any]
     gone: set[Any]
+    keeper: int  # the thread
+    kept: weakref.ref[LazySortedDict]
 
     def add(self, value: Any) -> None:
         if value in self.gone:
@@ -67,8 +75,6 @@ class _LazyKeys(SortedList):
     def settle(self) -> None:
         """Bring the order up to date."""
         fresh, gone = self.fresh, self.gone
-        if not (fresh or gone):
-            return
         if 4 * (len(fresh) + len(gone)) > self._len:  # then to sort is cheaper
             kept = [key for key in SortedList.__iter__(self) if key not in gone]
             kept.extend(fresh)
@@ -87,7 +93,10 @@ def _settled(name: str) -> Any:
     method = getattr(SortedList, name)
 
     def settled(self: _LazyKeys, *args: Any, **kwargs: Any) -> Any:
-        self.settle()
+        if self.fresh or self.gone:
+            if get_ident() != self.keeper and (kept := self.kept()) is not None:
+                return method(SortedList(dict.__iter__(kept)), *args, **kwargs)
+            self.settle()
         return method(self, *args, **kwargs)
 
     settled.__name__ = name

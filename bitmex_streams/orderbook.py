@@ -3,7 +3,10 @@
 Levels are kept by the exchange's id, because an update or a delete need not say the price. Each side is two dicts, id
 to price and id to size, and the ids in the order of their prices. So an update is one store into a dict. What was
 inserted or deleted is put into the order when somebody looks beyond the best level, or when that one is gone: a level
-that comes and goes in between costs the order nothing, which is most of what a delta costs otherwise."""
+that comes and goes in between costs the order nothing, which is most of what a delta costs otherwise.
+
+So to look can change the order; but only in the thread that keeps the book. Whoever looks from another (a section that
+is a thread) gets what is there at that moment, put in order for him, and changes nothing."""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from decimal import Decimal
 from itertools import islice
 from numbers import Real
+from threading import get_ident
 from typing import Any, Literal, NoReturn, overload
 
 from sortedcontainers import SortedKeyList
@@ -24,7 +28,7 @@ class Ladder(Sequence[Level]):
     """One side of an `OrderBook`, live: a sequence of `Level` (price, size), best first. ``ladder[:n]`` costs n, not
     the side."""
 
-    __slots__ = ("_best", "_best_id", "_fresh", "_gone", "_highest_first", "_order", "_prices", "_sizes")
+    __slots__ = ("_best", "_best_id", "_fresh", "_gone", "_highest_first", "_keeper", "_order", "_prices", "_sizes")
 
     def __init__(self, side: Side) -> None:
         self._highest_first = side == "Buy"
@@ -32,6 +36,7 @@ class Ladder(Sequence[Level]):
 
     def _load(self, prices: dict[int, Any], sizes: dict[int, int]) -> None:
         """Take over all levels at once."""
+        self._keeper = get_ident()  # the thread
         self._prices = prices
         self._sizes = sizes
         self._sort()
@@ -50,9 +55,17 @@ class Ladder(Sequence[Level]):
         if self._best_id is None:
             if not self._sizes:
                 return None
+            if get_ident() != self._keeper:
+                return next(iter(self._seen_from_outside()), None)
             best = self._ordered()[-1 if self._highest_first else 0]
             self._best, self._best_id = Level(self._prices[best], self._sizes[best]), best
         return self._best
+
+    def _seen_from_outside(self) -> list[Level]:
+        """All levels, best first, for another thread. (Each copy of a dict is whole; between two, something may go.)"""
+        sizes, prices = self._sizes.copy(), self._prices.copy()
+        ids = sorted((id for id in sizes if id in prices), key=prices.__getitem__, reverse=self._highest_first)
+        return [Level(prices[id], sizes[id]) for id in ids]
 
     def _ordered(self) -> Any:
         """The ids in their order, brought up to date."""
@@ -107,6 +120,9 @@ class Ladder(Sequence[Level]):
         return len(self._sizes)
 
     def __iter__(self) -> Iterator[Level]:
+        if get_ident() != self._keeper:
+            yield from self._seen_from_outside()
+            return
         prices, sizes = self._prices, self._sizes
         order = self._ordered()
         for id in reversed(order) if self._highest_first else order:
@@ -121,6 +137,8 @@ class Ladder(Sequence[Level]):
             if index.start in (None, 0) and index.step in (None, 1) and index.stop is not None and index.stop >= 0:
                 return list(islice(self, index.stop))
             return list(self)[index]
+        if get_ident() != self._keeper:
+            return self._seen_from_outside()[index]
         try:
             id = self._ordered()[-1 - index if self._highest_first else index]
         except IndexError:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import pickle
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import pytest
@@ -100,3 +101,18 @@ def test_what_comes_and_goes_between_two_looks_never_reaches_the_order() -> None
 def test_it_takes_no_key_function() -> None:
     with pytest.raises(TypeError, match="no key function"):
         LazySortedDict(lambda key: -key)
+
+
+def in_a_thread(look: Callable[[], Any]) -> Any:
+    with ThreadPoolExecutor(1) as pool:
+        return pool.submit(look).result()
+
+
+def test_who_looks_from_another_thread_sees_the_same_and_changes_nothing() -> None:
+    lazy = LazySortedDict.fromkeys(range(0, 30, 2), "begin")
+    lazy.insert(7, "fresh")
+    lazy.remove(4)
+    seen = [in_a_thread(lambda look=look: look(lazy)) for look in LOOKS]  # type: ignore[misc]
+    assert (lazy._fresh, lazy._gone) == ({7}, {4})
+    assert seen == [look(lazy) for look in LOOKS]
+    assert not lazy._fresh and not lazy._gone

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import pickle
+import sys
 import tracemalloc
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from decimal import Decimal
+from random import Random
 from typing import Any
 
 import pytest
@@ -212,3 +216,58 @@ def test_levels_that_come_and_go_unseen_take_no_room() -> None:
     assert grown < 100_000
     assert [price for price, _ in book.bids[:3]] == [1e6, 49_999.0, 49_998.0]
     assert len(book.bids) == 101
+
+
+def test_who_looks_from_another_thread_sees_the_same_and_changes_nothing() -> None:
+    looks: list[Callable[[OrderBook], Any]] = [
+        lambda book: book.best_bid,
+        lambda book: book.best_ask,
+        lambda book: book.depth(2),
+        lambda book: list(book.bids) + list(book.asks),
+        lambda book: book.asks[-1],
+        lambda book: book.snapshot(),
+        lambda book: book.vwap("Buy", 3),
+        repr,
+    ]
+    book = OrderBook("XBTUSD")
+    book.load([level(id, "Buy" if id < 10 else "Sell", 100.0 + id, id) for id in range(1, 20)])
+    book.apply("delete", [{"id": id, "side": side} for id, side in ((9, "Buy"), (10, "Sell"))])
+    book.apply("insert", [{"id": 30, "side": "Sell", "price": 115.5, "size": 1}])
+    with ThreadPoolExecutor(1) as pool:
+        seen = [pool.submit(look, book).result() for look in looks]
+    assert [(ladder._fresh, set(ladder._gone)) for ladder in (book.bids, book.asks)] == [(set(), {9}), ({30}, {10})]
+    assert seen == [look(book) for look in looks]
+
+
+def test_a_book_that_is_looked_at_from_another_thread_all_the_time_stays_right() -> None:
+    random, ended = Random(1), False
+    book, model = OrderBook("XBTUSD"), dict.fromkeys(range(500), 1)
+    book.load([{"id": id, "side": "Buy", "price": 100.0 + id, "size": 1} for id in model])
+
+    def look() -> int:
+        looks = 0
+        while not ended:
+            levels = [level.price for level in book.bids]
+            assert levels == sorted(levels, reverse=True)
+            assert book.best_bid is not None and book.depth(10)[0]
+            looks += 1
+        return looks
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(1) as pool:
+            looking = pool.submit(look)
+            for size in range(1, 20_000):
+                id = random.randrange(500)
+                if id in model:
+                    book.apply("delete", [{"id": id, "side": "Buy"}])
+                    del model[id]
+                else:
+                    book.apply("insert", [{"id": id, "side": "Buy", "price": 100.0 + id, "size": size}])
+                    model[id] = size
+            ended = True
+            assert looking.result() > 10
+    finally:
+        sys.setswitchinterval(interval)
+    assert list(book.bids) == [(100.0 + id, model[id]) for id in sorted(model, reverse=True)]

@@ -20,7 +20,6 @@ import logging
 import math
 import time
 from collections.abc import AsyncIterator, Callable, Hashable, Iterable, Iterator, Sequence
-from functools import partial
 from typing import Any, Literal, NamedTuple, TypeAlias
 
 import trio
@@ -29,7 +28,7 @@ from slurry.sections.abc import Section
 
 from .nurseries import background, one_error, real_error
 from .operator import Operator, Source
-from .run import GRACE, Run, Stage, name_of
+from .run import GRACE, Resync, Run, Stage, name_of
 from .sections.connection import Connection, ConnectionStatistics
 from .sections.decoder import Decoder
 from .tap import BUFFER, Block, DropNewest, DropOldest, Latest, OverflowPolicy, Tap
@@ -389,7 +388,7 @@ class Pipeline:
                     for source in sources:
                         stack.callback(source.watch(operator.lose_state))
                     if operator.resync is None:
-                        operator.resync = partial(_resync, sources)
+                        operator.resync = Resync(sources)
                         stack.callback(setattr, operator, "resync", None)
             self._wired_up.set()
             yield
@@ -458,13 +457,6 @@ def _all_sources(sections: Iterable[Any]) -> Iterator[Source]:
             yield section
         elif isinstance(section, Chain | Merge | Zip | ZipLatest):
             yield from _all_sources(section.sources)
-
-
-def _resync(sources: list[Any], topic: str) -> None:
-    """Ask all for a topic anew: it is nothing to those that are not subscribed to it."""
-    for source in sources:
-        # One that tells the loss of state from the wish of a user does not let a loss that recurs flood the exchange.
-        getattr(source, "resync_lost", source.resync)(topic)
 
 
 def _cut_into_runs(pipeline: Pipeline, stages: list[Stage]) -> list[Run]:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import math
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from itertools import islice, pairwise
+from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import trio
@@ -22,7 +22,7 @@ from .tap import BATCH, Block, Latest, OverflowPolicy, Tap
 if TYPE_CHECKING:
     from .pipeline import Pipeline
 
-__all__ = ["GRACE", "Run", "Stage", "name_of"]
+__all__ = ["GRACE", "Resync", "Run", "Stage", "name_of"]
 
 log = logging.getLogger("bitmex_streams")
 
@@ -55,6 +55,20 @@ class Stage:
         return name_of(self.section)
 
 
+class Resync:
+    """What a Pipeline gives its operators as `Operator.resync`: it asks all sources for a topic anew. To those that are
+    not subscribed to it, that is nothing.
+    """
+
+    def __init__(self, sources: Sequence[Any]) -> None:
+        self._sources = sources
+
+    def __call__(self, topic: str) -> None:
+        for source in self._sources:
+            # One that tells a loss of state from the wish of a user does not let a loss that recurs flood the exchange.
+            getattr(source, "resync_lost", source.resync)(topic)
+
+
 class Unwanted(Exception):
     """Nobody wants what comes next."""
 
@@ -77,7 +91,7 @@ class Run:
         self._failed: int | None = None  # the index of the stage that failed
         self._push: tuple[Callable[[Any], None], ...]  # where an item goes that is past so many operators
         self._ahead: list[BatchOperator] = []  # the operators behind the head that work through a batch stage by stage
-        self._end: Block | None = None  # where all comes out, where they are all of them, and it is one place
+        self._waits: list[Block] = []  # what can make this run wait
         self._after: list[Callable[[Any], None]]  # for each operator, where its output goes
         for stage in stages:
             stage.run = self
@@ -101,28 +115,30 @@ class Run:
         self._after = after[::-1]
         self._push = push, *self._after
         self._ahead = self._find_ahead()
-        self._end = None
-        if len(targets) == 1 and len(self._ahead) == len(self.stages) - 1:
-            end = self.stages[-1].buffers[0] if self.stages[-1].buffers else self.next_input
-            self._end = end if isinstance(end, Block) else None
+        self._waits = [buffer for stage in self.stages for buffer in stage.buffers if isinstance(buffer, Block)]
+        if self.next_input is not None and not self.next_input.closed:
+            self._waits.append(self.next_input)
 
     def _find_ahead(self) -> list[BatchOperator]:
-        """All operators, where they are `BatchOperator` and nobody listens in between; else the first one, perhaps.
+        """Which operators can work through a batch stage by stage, because nobody can look at them in between.
 
-        A tap with little room is there to be close to the stream: then nobody is more than an item ahead of it.
+        All of them, or the first alone where another's work goes item by item. Nobody: a function of a user's that
+        is called in the middle (the key of a tap, a `resync`) might.
         """
+        if any(isinstance(buffer, Latest) and buffer.keyed for stage in self.stages for buffer in stage.buffers):
+            return []
         ahead = []
-        for before, stage in pairwise(self.stages):
+        for stage in self.stages[1:]:
             operator = stage.section
-            if before.buffers or not isinstance(operator, BatchOperator):
-                break
-            if type(operator).process is not BatchOperator.process:  # made anew by a user
+            if (
+                not isinstance(operator, BatchOperator)
+                or getattr(operator.process, "__func__", None) is not BatchOperator.process  # a user made it anew
+                or operator.timed
+                or not isinstance(operator.resync, Resync | None)
+            ):
                 break
             ahead.append(operator)
-        close = any(isinstance(buffer, Block) and buffer.capacity < BATCH for buffer in self.stages[-1].buffers)
-        if len(ahead) == len(self.stages) - 1 and not close:
-            return ahead
-        return [operator for operator in ahead[:1] if operator.one_for_one]
+        return ahead if len(ahead) == len(self.stages) - 1 else [first for first in ahead[:1] if first.one_for_one]
 
     def _puts(self, index: int) -> list[Callable[[Any], None]]:
         """What takes an item into each tap of a stage."""
@@ -335,41 +351,70 @@ class Run:
                 clock.wake()
             rest, left = iter(batch), len(batch)
             while left:
-                chunk = list(islice(rest, BATCH))
-                left -= len(chunk)
-                past, failed, error = len(self._ahead), 0, None
-                for index, operator in enumerate(self._ahead, 1):
-                    taken, chunk = chunk, []
-                    try:
-                        operator.process_all(taken, chunk)
-                    except BaseException as raised:  # by what came before that by which one before it has failed
-                        failed, error = index, raised
-                paused = False
-                if self._end is not None and past == len(self._ahead) and self._end.put_all(chunk):
-                    chunk = []
-                for item in chunk:
-                    if timed:
-                        clock.see(item)
-                        self._tick(timed, clock.now)
-                    self._push[past](item)  # looked up each time: a tap may have come or gone
-                    if pressed:
-                        await self._relieve()
-                        self._go_on(clock)
-                        paused = True
-                if error is not None:
-                    self._blame(failed, error)
-                    raise error
-                if left and not paused:
+                if self._ahead:  # nobody waits in the middle of these: so no more of them than there is room for
+                    room = min((buffer.room_left for buffer in self._waits), default=BATCH)
+                    chunk = list(islice(rest, int(min(BATCH, max(1, room)))))
+                    self._push_by_stages(chunk, clock, timed)
+                    left -= len(chunk)
+                else:
+                    for item in islice(rest, BATCH):
+                        if timed:
+                            clock.see(item)
+                            self._tick(timed, clock.now)
+                        self._push[0](item)
+                        left -= 1
+                        if pressed:
+                            break
+                if pressed:
+                    await self._relieve()
+                elif left:
                     await trio.lowlevel.checkpoint()
-                    self._go_on(clock)
+                else:
+                    break
+                if not self._wanted:
+                    raise Unwanted
+                clock.wake()
             if not batch:
                 self._tick(timed, clock.estimate())
                 await self._relieve()
 
-    def _go_on(self, clock: StreamClock) -> None:
-        if not self._wanted:
-            raise Unwanted
-        clock.wake()
+    def _push_by_stages(self, chunk: list[Any], clock: StreamClock, timed: list[tuple[Operator, int]]) -> None:
+        """Through the operators that work ahead, all items of the chunk at each, then item by item through the others.
+
+        An error comes behind what was good before it. One that is raised further down is of an item before that by
+        which an operator has failed further up, and so counts in its stead.
+        """
+        error: Exception | None = None
+        failed, last = 0, None
+        for index, operator in enumerate(self._ahead, 1):
+            taken, chunk = chunk, []
+            try:
+                operator.process_all(taken, chunk)
+            except Exception as raised:
+                error, failed = raised, index
+                if operator.one_for_one:
+                    taken = taken[: len(chunk) + 1]
+                    last = taken[-1]
+            for buffer in self.stages[index - 1].buffers:
+                buffer.put_all(taken)
+            past = index
+        if past == len(self.stages) - 1:
+            for buffer in self.stages[past].buffers:
+                buffer.put_all(chunk)
+            if self.next_input is not None and not self.next_input.closed:
+                self.next_input.put_all(chunk)
+        else:
+            for item in chunk:
+                if timed:
+                    clock.see(item)
+                    self._tick(timed, clock.now)
+                self._push[past](item)
+        if error is not None:
+            if timed and last is not None:
+                clock.see(last)
+                self._tick(timed, clock.now)
+            self._blame(failed, error)
+            raise error
 
     def _tick(self, timed: list[tuple[Operator, int]], now: int) -> None:
         """Bring the operators that have timers up to ``now``, those before others first."""

@@ -97,6 +97,11 @@ class OverflowPolicy(ABC):
     def put(self, item: Any) -> None:
         """Take an item in, or drop one, at once."""
 
+    def put_all(self, items: Sequence[Any]) -> None:
+        """`put` each of them."""
+        for item in items:
+            self.put(item)
+
     @abstractmethod
     def pop(self) -> Any:
         """The next item. Only called where there is one."""
@@ -187,16 +192,19 @@ class Block(OverflowPolicy):
         if len(items) > self._limit:
             self._pressed.add(self)
 
-    def put_all(self, items: Sequence[Any]) -> bool:
-        """Take all of them in, where there is room; else none, and False. (Saves 0.15 us an item.)"""
-        if len(self._items) + len(items) > self.capacity:
-            return False
+    def put_all(self, items: Sequence[Any]) -> None:  # 0.15 us an item less
         self._items.extend(items)
         for _ in items:
             if not self.hungry:
                 break
             self.feed()
-        return True
+        if len(self._items) > self._limit:
+            self._pressed.add(self)
+
+    @property
+    def room_left(self) -> float:
+        """How many more items may wait, until the producer has to; below 0 where it has to already."""
+        return self.capacity - len(self._items)
 
     def pop(self) -> Any:
         item = self._items.popleft()
@@ -314,6 +322,7 @@ class Latest(OverflowPolicy):
         self._items: OrderedDict[Any, Any] = OrderedDict()
         super().__init__(self._items)
         self._key = key or stream_key
+        self.keyed = key is not None  # by a function of the user's
         self._marked: dict[Any, int] = {}  # key -> how many marks and partials had come when its item was put
         self._marks = 0  # of both
         self._replaced: set[Any] = set()  # the keys of items that have taken the place of others

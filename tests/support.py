@@ -76,7 +76,9 @@ class Burst(Source):
 
 
 class Messages(Source):
-    """All in one batch."""
+    """All in one batch, as of a recording."""
+
+    rate = 0.0
 
     def __init__(self, messages):
         self.messages = messages

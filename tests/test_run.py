@@ -238,3 +238,80 @@ async def test_no_more_waits_in_a_tap_than_there_is_room_for(room):
             async for _ in tap:
                 most = max(most, tap.statistics().current_buffer_used)
     assert 60 <= most <= room + 1  # the one with which the producer waits
+
+
+async def test_a_section_of_ours_with_a_timer_of_a_users_is_called_in_time():
+    class Sampled(OrderBookMerger):
+        deadline = 10
+
+        def on_time(self, now):
+            self.deadline += 10
+            return [("at", now, self.books["XBTUSD"].best_bid.size)]
+
+    async with Pipeline.create(Messages(a_book(25)), Decoder(), Sampled()) as pipeline:
+        got = [item for item in await collect(pipeline.tap()) if type(item) is tuple]
+    assert got == [("at", 10, 10), ("at", 20, 20)]
+
+
+async def test_timers_see_the_time_of_what_cannot_be_decoded_before_it_is_raised():
+    class Alarm(Operator):
+        deadline = 5
+
+        def process(self, item):
+            return ()
+
+        def on_time(self, now):
+            self.deadline = None
+            return ("alarm",)
+
+    got = []
+    with pytest.raises(DecodeError):
+        async with Pipeline.create(Messages(messages(10, bad=[5])), Decoder(on_error="raise"), Alarm()) as pipeline:
+            async for item in pipeline.tap():
+                got.append(item)
+    assert got == ["alarm"]
+
+
+async def test_taps_that_are_opened_together_begin_with_the_same_message_and_snapshots_fit_them():
+    source, decoder, tables, books = Messages(a_book(1000)), Decoder(), TableApplier(), OrderBookMerger()
+    begun = []
+    async with Pipeline.create(source, decoder, tables, books) as pipeline:
+        async with pipeline.tap(max_buffer_size=100) as slow:
+            async for update in slow:
+                if update.received % 50 == 20 and update.received < 800:
+                    known = books.books["XBTUSD"].best_bid.size
+                    taps = [pipeline.tap(at, overflow="drop_newest") for at in (source, decoder, tables, books)]
+                    await trio.testing.wait_all_tasks_blocked()
+                    begun.append([tap.receive_nowait().received for tap in taps])
+                    assert begun[-1] == [known] * 4, "each message raises the size by one: what is new begins there"
+                    for tap in taps:
+                        tap.close()
+    assert len(begun) > 10
+
+
+async def test_functions_of_a_users_that_are_called_in_the_middle_see_what_is_there_at_that_item():
+    seen = []
+    books = OrderBookMerger()
+    async with Pipeline.create(Messages(a_book(100)), Decoder(), books) as pipeline:
+        tap = pipeline.tap(
+            overflow="latest", key=lambda update: seen.append((update.best_bid.size, update.book.best_bid.size))
+        )
+        await collect(tap)
+    assert len(seen) == 100 and all(told == found for told, found in seen)
+
+    asked = []
+    books = OrderBookMerger()
+    tables = TableApplier(resync=lambda topic: asked.append(books.books["XBTUSD"].best_bid.size))
+    wrong = '{"table":"orderBookL2","action":"delete","data":[' + ROW % (9, "Buy", 1, 1) + "]}"
+    items = [*a_book(50), RawMessage(50, wrong, "source"), *a_book(50)]
+    async with Pipeline.create(Messages(items), Decoder(), tables, books) as pipeline:
+        await collect(pipeline.tap())
+    assert asked == [50]
+
+
+async def test_a_process_that_was_set_on_one_decoder_alone_is_called():
+    decoder, calls = Decoder(), []
+    process = decoder.process
+    decoder.process = lambda item: calls.append(item) or process(item)
+    async with Pipeline.create(Messages(messages(100)), decoder) as pipeline:
+        assert len(await collect(pipeline.tap())) == len(calls) == 100

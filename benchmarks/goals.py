@@ -16,7 +16,7 @@ import orjson
 
 from . import rivals
 from .loopback import ROOT
-from .measure import COLUMNS, Figure, machine, medians, readable, table
+from .measure import COLUMNS, Figure, at_least_one, machine, medians, positive, readable, table
 
 BENCHMARKS = ("rivals", "recorded", "stages", "books", "latency", "memory")
 
@@ -87,8 +87,8 @@ def report(figures: Sequence[Figure], runs: int, *, markdown: bool) -> str:
 def main() -> None:
     """Measure, and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--runs", type=int, default=5, help="how often all is run; the medians count")
-    parser.add_argument("--scale", type=float, default=1, help="how much work: 1 is what the goals are for")
+    parser.add_argument("--runs", type=at_least_one, default=5, help="how often all is run; the medians count")
+    parser.add_argument("--scale", type=positive, default=1, help="how much work: 1 is what the goals are for")
     parser.add_argument("--markdown", action="store_true", help="print tables as the documentation has them")
     rivals.arguments(parser)
     options = parser.parse_args()

@@ -93,6 +93,20 @@ def machine() -> str:
     return f"Python {platform.python_version()}, trio {trio.__version__}, {system}"
 
 
+def at_least_one(text: str) -> int:
+    """How often something is to be done, on a command line."""
+    if (number := int(text)) < 1:
+        raise argparse.ArgumentTypeError(f"it is at least 1, not {number}")
+    return number
+
+
+def positive(text: str) -> float:
+    """How much of something, on a command line."""
+    if not (number := float(text)) > 0:
+        raise argparse.ArgumentTypeError(f"it is more than 0, not {text}")
+    return number
+
+
 def run(
     about: str | None,
     measure: Callable[[argparse.Namespace], Iterator[Figure]],
@@ -100,8 +114,8 @@ def run(
 ) -> None:
     """The command line of a benchmark: ``measure`` does one round."""
     parser = argparse.ArgumentParser(description=about, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rounds", type=int, default=5, help="how often all is measured; the medians count")
-    parser.add_argument("--scale", type=float, default=1, help="how much work: 1 is what the documentation shows")
+    parser.add_argument("--rounds", type=at_least_one, default=5, help="how often all is measured; the medians count")
+    parser.add_argument("--scale", type=positive, default=1, help="how much work: 1 is what the documentation shows")
     parser.add_argument("--json", action="store_true", help="print one line of JSON for each figure")
     arguments(parser)
     options = parser.parse_args()

@@ -8,8 +8,11 @@ drives it in its own way, and its book is checked as all are. To make such Pytho
 from __future__ import annotations
 
 import argparse
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
+from shutil import which
 
 from . import live
 from .measure import Figure, run
@@ -34,6 +37,8 @@ def measure(options: argparse.Namespace) -> Iterator[Figure]:
     clients = dict(live.CLIENTS)
     for rival in RIVALS:
         if python := getattr(options, rival):
+            if not which(python) or subprocess.run([python, "-c", f"import {rival}"], capture_output=True).returncode:
+                sys.exit(f"{python} is no Python that has {rival}: see the top of {Path(__file__).name}")
             adapter = Path(__file__).with_name(f"rival_{rival}.py")
             clients[f"socket to book, {rival.replace('_', '-')}"] = [python, "-P", str(adapter)]
     rates: dict[str, float] = {}

@@ -74,7 +74,7 @@ class _Data(dict[str, Any]):
 
 
 class Storage:
-    """The state of all tables of a stream. Read it at any time; only `TableApplier` writes.
+    """The state of all tables of a stream. Read it at any time, in the pipeline's thread; only `TableApplier` writes.
 
     ``data[table]`` is a SortedDict of rows by key tuple (the values of the columns in ``keys[table]``). Tables
     without keys (trade, quote) are kept by the columns that their partial's ``attributes`` call sorted (the

@@ -82,7 +82,7 @@ class Decoder(BatchOperator):
     items of other kinds pass.
 
     ``messages``, ``rows``, ``undecodable``: how many messages came, rows of tables were in them, and messages could not
-    be decoded, so far (int)."""
+    be decoded, so far (int). They count what was read in one go before those behind see any of it."""
 
     one_for_one = True
 
